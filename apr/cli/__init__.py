@@ -1,0 +1,1 @@
+"""The command line: one small module a verb. Read the arguments, call one function, show it."""

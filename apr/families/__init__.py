@@ -1,0 +1,133 @@
+"""Model families, one short file each, looked up by the file's name.
+
+A family module has the same four functions in every file:
+
+- `from_hf(config, where) -> Architecture` and `to_hf(architecture) -> dict`: a Hugging Face config
+- `from_gguf(fields, where) -> Architecture` and `to_gguf(architecture) -> dict`: GGUF metadata,
+  keys without the architecture's prefix (`embedding_length`, ...)
+
+Which tensors there are, their shapes and their names in both worlds is data:
+`contracts/families/<family>.yaml`, read by `tensor_specs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+from apr import contracts
+from apr.architecture import Architecture
+from apr.errors import InvalidFormat, StrPath
+
+
+class Family(Protocol):
+    """What every module in this package provides."""
+
+    def from_hf(self, config: Mapping[str, Any], where: StrPath) -> Architecture:
+        """The architecture that a Hugging Face config describes."""
+
+    def to_hf(self, architecture: Architecture) -> dict[str, Any]:
+        """The Hugging Face config of an architecture, token ids left out."""
+
+    def from_gguf(self, fields: Mapping[str, Any], where: StrPath) -> Architecture:
+        """The architecture that GGUF metadata describes (keys without the prefix)."""
+
+    def to_gguf(self, architecture: Architecture) -> dict[str, Any]:
+        """The GGUF metadata of an architecture (keys without the prefix)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor that a model of the family has.
+
+    `permute_heads`: number of heads whose rows are reordered between Hugging Face's halves and
+    GGUF's adjacent rotary pairs, or 0. `role`: embedding, norm, attention, feed_forward, head.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    gguf_name: str
+    role: str
+    permute_heads: int = 0
+
+
+def known() -> list[str]:
+    """The families, by name."""
+    return contracts.names("families")
+
+
+def by_name(family: str, where: StrPath = "architecture") -> Family:
+    """The module of a family.
+
+    Raises:
+        InvalidFormat: unknown; the message lists the known ones.
+    """
+    if family not in known():
+        raise InvalidFormat(
+            where, f"unknown architecture {family!r}", f"known are {', '.join(known())}"
+        )
+    return cast(Family, import_module(f"apr.families.{family}"))
+
+
+def by_gguf_architecture(name: object, where: StrPath) -> Family:
+    """The family that reads a GGUF `general.architecture`.
+
+    Raises:
+        InvalidFormat: unknown; the message lists the known ones.
+    """
+    table = {contracts.load(f"families/{f}")["gguf_architecture"]: f for f in known()}
+    if name not in table:
+        raise InvalidFormat(
+            where, f"unknown GGUF architecture {name!r}", f"known are {', '.join(table)}"
+        )
+    return by_name(table[cast(str, name)], where)
+
+
+def by_hf_model_type(name: object, where: StrPath) -> Family:
+    """The family that reads a config.json's `model_type`.
+
+    Raises:
+        InvalidFormat: unknown; the message lists the known ones.
+    """
+    table = {contracts.load(f"families/{f}")["hf_model_type"]: f for f in known()}
+    if name not in table:
+        raise InvalidFormat(where, f"unknown model_type {name!r}", f"known are {', '.join(table)}")
+    return by_name(table[cast(str, name)], where)
+
+
+def tensor_specs(architecture: Architecture) -> list[TensorSpec]:
+    """Every tensor that a model of this architecture has, in the contract's order."""
+    out: list[TensorSpec] = []
+    for rule in contracts.load(f"families/{architecture.family}")["tensors"]:
+        if "when" in rule and not getattr(architecture, rule["when"]):
+            continue
+        if "unless" in rule and getattr(architecture, rule["unless"]):
+            continue
+        shape = tuple(int(getattr(architecture, dim)) for dim in rule["shape"])
+        heads = int(getattr(architecture, rule["permute"])) if "permute" in rule else 0
+        layers = range(architecture.num_layers) if "{i}" in rule["name"] else [0]
+        out.extend(
+            TensorSpec(
+                rule["name"].format(i=i), shape, rule["gguf"].format(i=i), rule["role"], heads
+            )
+            for i in layers
+        )
+    return out
+
+
+def num_parameters(architecture: Architecture, *, embedding: bool = True) -> int:
+    """Number of parameters; without `embedding`, those outside the token embedding and head.
+
+    A tied head is counted once. This is the N of the budget gate (docs/spec/training.md).
+    """
+    total = 0
+    for spec in tensor_specs(architecture):
+        if not embedding and spec.role in ("embedding", "head"):
+            continue
+        count = 1
+        for dim in spec.shape:
+            count *= dim
+        total += count
+    return total

@@ -1,0 +1,100 @@
+"""The opened model: architecture, tokenizer and lazy tensors, whatever the file's format.
+
+`.apr` files, GGUF files and Hugging Face folders all open into it, so that qa, bench, run, inspect,
+plan and export never see which one it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from apr import families
+from apr.architecture import Architecture
+from apr.errors import ModelLoadError
+from apr.tensors import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from apr.tokenizer import Tokenizer
+
+FormatName = Literal["apr", "gguf", "hf"]
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model whose file is mapped and whose weights are still unread.
+
+    `tensors` has canonical (Hugging Face) names and row-major shapes. `metadata` is what the file
+    says beside weights and tokenizer, in `.apr` keys where one exists; `training` is the record of
+    the run that made it, or None. `tokenizer` is None where the file has none: verbs that need one
+    call `require_tokenizer`.
+    """
+
+    path: Path
+    format: FormatName
+    architecture: Architecture
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, Any]
+    load_tokenizer: Callable[[], Tokenizer | None]
+    size_bytes: int
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, made on first use."""
+        return self.load_tokenizer()
+
+    @property
+    def training(self) -> Mapping[str, Any] | None:
+        """The training record, where the file carries one."""
+        return self.metadata.get("training")
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            ModelLoadError: the file has none.
+        """
+        if self.tokenizer is None:
+            raise ModelLoadError(
+                self.path,
+                "has no embedded tokenizer (tokenizer.vocabulary)",
+                "write the file again with its tokenizer: apr import, or apr pretrain",
+            )
+        return self.tokenizer
+
+    def check_tensors(self) -> None:
+        """Compare the tensors with what the family requires.
+
+        Raises:
+            ModelLoadError: one message that lists all that are missing, unexpected, or of another
+                shape.
+        """
+        problems = tensor_problems(self.architecture, self.tensors)
+        if problems:
+            shown = "; ".join(problems[:20])
+            more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
+            raise ModelLoadError(self.path, shown + more)
+
+
+def tensor_problems(architecture: Architecture, tensors: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with a set of tensors for this architecture, a line each; empty if nothing."""
+    specs = {spec.name: spec for spec in families.tensor_specs(architecture)}
+    out = [
+        f"missing tensor {name} (in GGUF {spec.gguf_name})"
+        for name, spec in specs.items()
+        if name not in tensors
+    ]
+    for name, tensor in tensors.items():
+        if name not in specs:
+            out.append(f"unexpected tensor {name} {list(tensor.shape)}")
+        elif tensor.shape != specs[name].shape:
+            out.append(
+                f"tensor {name} has shape {list(tensor.shape)}, "
+                f"the architecture needs {list(specs[name].shape)}"
+            )
+    return out

@@ -1,0 +1,94 @@
+"""The receipt: what ran, where, on what. Stands with every figure and in every checkpoint.
+
+Cheap: imports torch only if it is already loaded, asks git only inside a checkout of apr.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+def apr_version() -> str:
+    """The installed version."""
+    try:
+        return version("apr")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@cache
+def commit() -> str | None:
+    """The git commit of the running code, `-dirty` if it was changed; None when installed."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def command_line() -> str:
+    """The command as the user could type it again."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+@cache
+def cpu_name() -> str:
+    """The processor's name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def now() -> str:
+    """The time, UTC, ISO 8601, seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def receipt(device: str | None = None) -> dict[str, Any]:
+    """Command, versions, commit, hardware and threads, as JSON-ready values.
+
+    Args:
+        device: the device that really ran, as torch names it (`cpu`, `cuda:0`).
+    """
+    out: dict[str, Any] = {
+        "command": command_line(),
+        "apr_version": apr_version(),
+        "commit": commit(),
+        "timestamp": now(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        out["torch"] = torch.__version__
+        out["threads"] = torch.get_num_threads()
+    if device is not None:
+        out["device"] = device
+        if device.startswith("cuda") and torch is not None:
+            out["gpu"] = torch.cuda.get_device_name(device)
+    return out
