@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""Set up `.venv` in this checkout and run something in it. Needs only git and python3 (3.11+).
+
+    python3 scripts/dev.py demo [apr demo's flags]   the whole pipeline on an embedded corpus
+    python3 scripts/dev.py test [pytest's flags]     the fast tests
+    python3 scripts/dev.py test --all                every test; compiles llama.cpp once (minutes)
+    python3 scripts/dev.py check                     ruff and mypy, as CI runs them
+    python3 scripts/dev.py setup                     the set-up alone
+
+torch: the one already in the environment is kept. Otherwise, on Linux without a GPU, the pinned
+CPU build is installed, because a plain `pip install torch` there fetches gigabytes of CUDA.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+TORCH = "2.13.0"  # the CPU build that CI tests with
+
+
+def say(text: str) -> None:
+    print(f"[dev] {text}", file=sys.stderr, flush=True)
+
+
+def stop(text: str) -> None:
+    say(f"error: {text}")
+    raise SystemExit(1)
+
+
+def run(*command: str | Path, **env: str) -> int:
+    return subprocess.run([str(c) for c in command], cwd=ROOT, env={**os.environ, **env}).returncode
+
+
+def pip(*args: str, **env: str) -> bool:
+    return run(BIN / "python", "-m", "pip", "--disable-pip-version-check", *args, **env) == 0
+
+
+def has_gpu() -> bool:
+    return shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
+
+
+def make_venv() -> None:
+    if sys.version_info < (3, 11):
+        stop(f"python {platform.python_version()} is too old, apr needs 3.11 or later")
+    if (BIN / "python").exists():
+        return
+    say(f"making {VENV.name} with python {platform.python_version()}")
+    if run(sys.executable, "-m", "venv", VENV) != 0:
+        shutil.rmtree(VENV, ignore_errors=True)
+        stop("python cannot make virtual environments; on Debian: apt install python3-venv")
+
+
+def install_torch() -> None:
+    if run(BIN / "python", "-c", "import torch") == 0:
+        return
+    if platform.system() != "Linux" or has_gpu():
+        say("installing torch (the build that pip chooses for this machine)")
+        if not pip("install", "-q", "torch>=2.6"):
+            stop("torch could not be installed; see the lines above")
+        return
+    say(f"no GPU here: installing the CPU build of torch {TORCH}")
+    # Where pip's own sources have the CPU build, that is all; else uv knows where PyTorch keeps it.
+    if subprocess.run(
+        [BIN / "python", "-m", "pip", "install", "-q", f"torch=={TORCH}+cpu"],
+        cwd=ROOT, capture_output=True,
+    ).returncode == 0:
+        return
+    if pip("install", "-q", "uv") and run(
+        BIN / "python", "-m", "uv", "pip", "install", "-q", "--python", BIN / "python",
+        "--torch-backend", "cpu", f"torch=={TORCH}",
+    ) == 0:
+        return
+    stop(
+        "the CPU build of torch could not be installed; install it into .venv as pytorch.org's "
+        "'Get Started' says for pip and CPU, then run this again"
+    )
+
+
+def install(extras: str, stamp_name: str, **env: str) -> None:
+    """Install apr with extras, once for each state of pyproject.toml."""
+    stamp = VENV / f".apr-{stamp_name}"
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + extras.encode()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    make_venv()
+    install_torch()
+    say(f"installing apr{extras} (editable)")
+    if not pip("install", "-q", "-e", f".{extras}", **env):
+        stop("the installation failed; see the lines above")
+    stamp.write_text(wanted)
+
+
+def install_exact() -> None:
+    """llama-cpp-python is a source package: pip compiles it once and keeps the wheel in its cache."""
+    say("installing llama-cpp-python; the first time it compiles llama.cpp, about 4 to 10 minutes")
+    install(
+        "[dev,exact]", "exact",
+        CMAKE_ARGS=os.environ.get("CMAKE_ARGS", "-DGGML_NATIVE=ON"),
+        CMAKE_BUILD_PARALLEL_LEVEL=os.environ.get(
+            "CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 2)
+        ),
+    )
+
+
+def main(argv: list[str]) -> int:
+    verb, rest = (argv[0], argv[1:]) if argv else ("help", [])
+    start = time.monotonic()
+    if verb == "demo":
+        install("[peers]", "run")
+        say(f"set-up took {time.monotonic() - start:.0f} s; running apr demo")
+        rest = rest if "--out" in rest else ["--out", "demo", *rest]
+        return run(BIN / "apr", "demo", *rest)
+    if verb == "test":
+        install("[dev]", "dev")
+        python = BIN / "python"
+        if "--all" not in rest:
+            return run(python, "-m", "pytest", "-m", "not slow and not exact and not gpu", *rest)
+        install_exact()
+        return run(python, "-m", "pytest", *[a for a in rest if a != "--all"])
+    if verb == "check":
+        install("[dev]", "dev")
+        steps = [("ruff", "format", "--check", "."), ("ruff", "check", "."), ("mypy",)]
+        return max(run(BIN / "python", "-m", *step) for step in steps)
+    if verb == "setup":
+        install("[dev]", "dev")
+        say(f"ready in {time.monotonic() - start:.0f} s: source .venv/bin/activate")
+        return 0
+    print(__doc__)
+    return 0 if verb in ("help", "-h", "--help") else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
