@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from apr.errors import StorageError, StrPath
@@ -76,7 +76,8 @@ def atomic_file(target: StrPath, *, force: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise explain(error, target) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the real error is on its way already
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -109,7 +110,8 @@ def atomic_directory(target: StrPath, *, force: bool = False) -> Iterator[Path]:
         if old.is_dir() and not old.is_symlink():
             shutil.rmtree(old, ignore_errors=True)
         else:
-            old.unlink(missing_ok=True)
+            with suppress(OSError):
+                old.unlink(missing_ok=True)
 
 
 def write_text(target: StrPath, text: str, *, force: bool = False) -> None:

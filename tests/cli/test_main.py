@@ -1,0 +1,60 @@
+"""The command line as a process: help without torch, errors on one line with their exit code."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from apr.cli.main import VERBS
+
+
+def apr(*args, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", "apr.cli.main", *args], capture_output=True, text=True, **kwargs
+    )
+
+
+def imported_by(*args):
+    code = (
+        "import sys; from apr.cli.main import run; run(sys.argv[1:]);"
+        "print('MODULES', *sorted({m.split('.')[0] for m in sys.modules}))"
+    )
+    out = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    return set(out.stdout.rsplit("MODULES", 1)[1].split())
+
+
+def test_help_lists_every_verb_and_loads_nothing_heavy():
+    out = apr("--help")
+    assert out.returncode == 0
+    for verb in VERBS:
+        assert verb in out.stdout
+    heavy = {"torch", "numpy", "rich", "tokenizers", "matplotlib", "gguf", "transformers", "yaml"}
+    assert not heavy & imported_by("--help")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_without_torch(verb):
+    out = apr(verb, "--help")
+    assert out.returncode == 0, out.stderr
+    assert "Usage: apr" in out.stdout
+    assert "torch" not in imported_by(verb, "--help")
+
+
+def test_an_unknown_verb_is_a_usage_error_on_one_line():
+    out = apr("trian")
+    assert out.returncode == 2
+    assert out.stderr.startswith("error: ")
+    assert out.stderr.count("\n") == 1
+
+
+def test_json_stays_json_when_the_verb_fails():
+    out = apr("inspect", "no-such-file.apr", "--json")
+    assert out.returncode == 3
+    assert json.loads(out.stdout)["error"]["exit_code"] == 3
+
+
+def test_version_is_printed():
+    out = apr("--version")
+    assert out.returncode == 0
+    assert out.stdout.startswith("apr ")
