@@ -50,8 +50,6 @@ def has_gpu() -> bool:
 
 
 def make_venv() -> None:
-    if sys.version_info < (3, 11):
-        stop(f"python {platform.python_version()} is too old, apr needs 3.11 or later")
     if (BIN / "python").exists():
         return
     say(f"making {VENV.name} with python {platform.python_version()}")
@@ -101,7 +99,7 @@ def install(extras: str, stamp_name: str, **env: str) -> None:
 
 
 def install_exact() -> None:
-    """llama-cpp-python is a source package: pip compiles it once and keeps the wheel in its cache."""
+    """Install llama-cpp-python, a source package: pip compiles it once and caches the wheel."""
     say("installing llama-cpp-python; the first time it compiles llama.cpp, about 4 to 10 minutes")
     install(
         "[dev,exact]", "exact",
