@@ -6,7 +6,7 @@ and row-major shapes `[out, in]`, so that no verb ever sees which format a model
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +34,17 @@ _NUMPY: dict[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of an opened file; `load` returns its bytes, zero-copy where the file allows."""
+    """One tensor of an opened file; `load` returns its bytes, zero-copy where the file allows.
+
+    `stream`, where given, makes the same bytes piece by piece (a tensor that is converted while it
+    is written); writers go through `chunks`.
+    """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     load: Callable[[], Bytes]
+    stream: Callable[[], Iterator[Bytes]] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -57,6 +62,15 @@ class Tensor:
     def raw(self) -> Bytes:
         """The stored bytes, `[nbytes]`."""
         return self.load()
+
+    def chunks(self, size: int = 4 << 20) -> Iterator[Bytes]:
+        """The stored bytes in order, in pieces of `size` bytes or as the stream makes them."""
+        if self.stream is not None:
+            yield from self.stream()
+            return
+        raw = self.raw()
+        for start in range(0, raw.size, size):
+            yield raw[start : start + size]
 
     def numpy(self) -> npt.NDArray[Any]:
         """The elements in their stored type, zero-copy; BF16 comes as its uint16 bit patterns.
