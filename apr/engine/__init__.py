@@ -1,0 +1,14 @@
+"""Inference: prefill, decode, KV cache, sampling and streaming, behind one face.
+
+This engine is plain PyTorch over `apr.model.decoder`; faster ones come behind the same functions.
+What really runs (device, kernels, dtypes, threads) is in `Engine.plan` and nowhere guessed.
+"""
+
+from __future__ import annotations
+
+from apr.engine.engine import Engine, Generation, Session, load
+from apr.engine.plan import Plan
+from apr.engine.sampling import Sampler
+from apr.engine.streaming import StreamDecoder
+
+__all__ = ["Engine", "Generation", "Plan", "Sampler", "Session", "StreamDecoder", "load"]

@@ -1,0 +1,300 @@
+"""The engine: one loaded model, its sessions (each with its own KV cache), and generation.
+
+Logits come out as float32 numpy arrays whatever the model computes in. All computing happens under
+`inference_mode`, so mapped read-only weights are safe.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from apr import receipt
+from apr.architecture import Architecture
+from apr.device import pick_device
+from apr.engine.plan import Plan, choose_dtype, stored_types
+from apr.engine.sampling import Sampler
+from apr.engine.weights import build
+from apr.errors import AprError, InferenceError, StrPath, UsageError
+from apr.formats.opened import OpenedModel
+from apr.model.cache import KVCache
+from apr.model.decoder import Decoder
+
+if TYPE_CHECKING:
+    from apr.tokenizer import Tokenizer
+
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was generated. `ids` leave out prompt and stop token; times are wall-clock seconds.
+
+    `prefill_seconds` runs to the prompt's last logits, `decode_seconds` over the `decode_steps`
+    after it. `stop_reason`: `stop` (a stop token came, `stop_id`) or `length`.
+    """
+
+    ids: list[int]
+    prompt_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    decode_steps: int
+    time_to_first_token: float
+    stop_reason: str
+    stop_id: int | None = None
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Prompt tokens per second."""
+        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Decode steps per second; 0 if there was none."""
+        return self.decode_steps / self.decode_seconds if self.decode_seconds else 0.0
+
+
+class Session:
+    """One sequence: its KV cache and the position reached."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._cache = KVCache(engine.architecture, 1, device=engine.device, dtype=engine.dtype)
+
+    @property
+    def length(self) -> int:
+        """Tokens processed so far."""
+        return self._cache.length
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the KV cache's buffers."""
+        return self._cache.nbytes()
+
+    def prefill(self, ids: Sequence[int]) -> Logits:
+        """Process further tokens in one pass; logits after the last one, `[vocab]`.
+
+        Raises:
+            InferenceError: no ids, ids outside the vocabulary, or the context is exceeded.
+        """
+        last: Logits = self._engine.run(ids, self._cache, last_only=True)[-1]
+        return last
+
+    def decode(self, token_id: int) -> Logits:
+        """Process one further token; the logits after it, `[vocab]`. Errors as `prefill`."""
+        return self.prefill([token_id])
+
+
+class Engine:
+    """A model that computes. Made by `load`."""
+
+    def __init__(self, model: OpenedModel, decoder: Decoder, plan: Plan) -> None:
+        self.architecture: Architecture = model.architecture
+        self.plan = plan
+        self._model = model
+        self._decoder = decoder
+        parameter = decoder.model.norm.weight
+        self.device, self.dtype = parameter.device, parameter.dtype
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer, made on first use; None where the file has none."""
+        return self._model.tokenizer
+
+    @property
+    def context(self) -> int:
+        """The longest sequence the model takes, tokens."""
+        return self.architecture.max_position_embeddings
+
+    def logits(self, ids: Sequence[int]) -> Logits:
+        """Logits after every token, `[len, vocab]`, in one pass without a cache.
+
+        Raises:
+            InferenceError: no ids, ids outside the vocabulary, or more than the context.
+        """
+        return self.run(ids, None)
+
+    def session(self) -> Session:
+        """A new, empty sequence."""
+        return Session(self)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all it was given (before a clock is read)."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def run(self, ids: Sequence[int], cache: KVCache | None, *, last_only: bool = False) -> Logits:
+        """Logits of a pass, `[len, vocab]`, or of its last position alone, `[1, vocab]`."""
+        self._check(ids, 0 if cache is None else cache.length)
+        with torch.inference_mode():
+            try:
+                batch = torch.tensor([list(ids)], dtype=torch.int64, device=self.device)
+                hidden = self._decoder.hidden(batch, cache)
+                if last_only:
+                    hidden = hidden[:, -1:]
+                logits = self._decoder.lm_head(hidden)[0].float().cpu()
+            except AprError:
+                raise
+            except (RuntimeError, MemoryError) as error:
+                first = (str(error).splitlines() or [type(error).__name__])[0]
+                raise InferenceError(
+                    "inference", f"{first} [{self.plan.device}, {self.plan.weights}]"
+                ) from error
+        result: Logits = logits.numpy()
+        return result
+
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        max_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop_ids: Collection[int] | None = None,
+        on_token: Callable[[int], None] | None = None,
+    ) -> Generation:
+        """Continue a prompt by up to `max_tokens` tokens.
+
+        Args:
+            prompt_ids: at least one id.
+            max_tokens: at least 1; prompt and continuation must fit into the context.
+            temperature: 0 is greedy, as in `Sampler`.
+            top_k: 0 keeps all.
+            top_p: 1 keeps all.
+            seed: of the draws.
+            stop_ids: ids that end the text; None takes the tokenizer's end-of-text ids, an empty
+                collection none.
+            on_token: called with each id as soon as it is known, stop ids left out.
+
+        Raises:
+            InferenceError: the context would be exceeded (before anything is computed), ids are
+                outside the vocabulary, or the logits are not finite.
+            UsageError: a sampling setting is outside its range.
+        """
+        if max_tokens < 1:
+            raise UsageError("max_tokens", f"{max_tokens} is less than 1", "write 1 or more")
+        sampler = Sampler(temperature, top_k, top_p, seed)
+        stops = set(self.stop_ids if stop_ids is None else stop_ids)
+        needed = len(prompt_ids) + max_tokens - 1  # the last token is not fed back
+        if needed > self.context:
+            raise InferenceError(
+                "context",
+                f"{len(prompt_ids)} prompt tokens and {max_tokens} new ones need {needed} "
+                f"positions, the model's context has {self.context}",
+                "use a shorter prompt or generate fewer tokens",
+            )
+        session = self.session()
+        start = time.perf_counter()
+        logits = session.prefill(prompt_ids)
+        prefilled = time.perf_counter()
+        token = sampler(logits)
+        first = time.perf_counter()
+        ids: list[int] = []
+        steps, stop_id = 0, None
+        while True:
+            if token in stops:
+                stop_id = token
+                break
+            ids.append(token)
+            if on_token is not None:
+                on_token(token)
+            if len(ids) == max_tokens:
+                break
+            token = sampler(session.decode(token))
+            steps += 1
+        return Generation(
+            ids=ids,
+            prompt_tokens=len(prompt_ids),
+            prefill_seconds=prefilled - start,
+            decode_seconds=time.perf_counter() - first,
+            decode_steps=steps,
+            time_to_first_token=first - start,
+            stop_reason="length" if stop_id is None else "stop",
+            stop_id=stop_id,
+        )
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokenizer's end-of-text ids; none without a tokenizer."""
+        return self.tokenizer.eos_token_ids if self.tokenizer is not None else ()
+
+    def _check(self, ids: Sequence[int], past: int) -> None:
+        if len(ids) == 0:
+            raise InferenceError("prompt", "has no tokens", "give at least one")
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= self.architecture.vocab_size:
+            raise InferenceError(
+                "prompt",
+                f"token id {low if low < 0 else high} is outside the vocabulary of "
+                f"{self.architecture.vocab_size}",
+            )
+        if past + len(ids) > self.context:
+            raise InferenceError(
+                "context",
+                f"{past + len(ids)} positions do not fit into the model's context of "
+                f"{self.context}",
+                "use a shorter prompt or generate fewer tokens",
+            )
+
+
+def load(
+    model: OpenedModel | StrPath,
+    device: str | None = None,
+    dtype: str | None = None,
+    threads: int | None = None,
+) -> Engine:
+    """Load an opened model, or the file at a path, for inference.
+
+    Args:
+        model: the model, or a path for `apr.open_model`.
+        device: `cpu`, `cuda`, `cuda:N`; None takes CUDA where it works.
+        dtype: `float32`, `bfloat16`, `float16`; None follows `apr.engine.plan`'s rule.
+        threads: CPU threads for all of torch in this process; None leaves the setting.
+
+    Raises:
+        UsageError, FeatureUnavailable: see `pick_device`, `pick_dtype`.
+        ModelLoadError: the tensors are not those that the architecture needs.
+        InferenceError: the weights do not fit.
+        NotFound, InvalidFormat: the path cannot be opened.
+    """
+    if isinstance(model, OpenedModel):
+        opened = model
+    else:
+        from apr.formats import open_model
+
+        opened = open_model(Path(model))
+    if threads is not None:
+        if threads < 1:
+            raise UsageError("--threads", f"{threads} is less than 1", "write 1 or more")
+        torch.set_num_threads(threads)
+    place = pick_device(device)
+    opened.check_tensors()
+    chosen, reason = choose_dtype(opened.tensors.values(), place, dtype)
+    decoder, mapped = build(opened, place, chosen)
+    name = str(chosen).removeprefix("torch.")
+    plan = Plan(
+        engine="torch " + torch.__version__,
+        kernels="torch linear + scaled_dot_product_attention",
+        device=str(decoder.model.norm.weight.device),
+        hardware=(
+            torch.cuda.get_device_name(place) if place.type == "cuda" else receipt.cpu_name()
+        ),
+        stored=stored_types(opened.tensors.values()),
+        weights=name,
+        activations=name,
+        cache=name,
+        threads=torch.get_num_threads(),
+        weight_bytes=sum(p.numel() * p.element_size() for p in decoder.parameters()),
+        mapped_bytes=mapped,
+        reason=reason,
+    )
+    return Engine(opened, decoder, plan)

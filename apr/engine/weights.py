@@ -1,0 +1,60 @@
+"""From an opened model's lazy tensors to a decoder that computes, one tensor at a time.
+
+The decoder is laid out on the meta device (no memory), then each parameter is assigned: where type
+and device allow it, as a view of the file's own pages. So there is never a second copy of a model.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from apr.errors import InferenceError, ModelLoadError
+from apr.formats.opened import OpenedModel
+from apr.model.decoder import Decoder
+from apr.model.rotary import inverse_frequencies
+
+
+def build(model: OpenedModel, device: torch.device, dtype: torch.dtype) -> tuple[Decoder, int]:
+    """The decoder with the file's weights in `dtype` on `device`, and the bytes left mapped.
+
+    Raises:
+        ModelLoadError: tensors are missing, unexpected, of another shape, or hold no numbers.
+        InferenceError: they do not fit into memory.
+    """
+    model.check_tensors()
+    architecture = model.architecture
+    with torch.device("meta"):
+        decoder = Decoder(architecture)
+    decoder.frequencies = inverse_frequencies(architecture)  # not a parameter: meta until here
+    mapped = 0
+    for name, tensor in model.tensors.items():
+        if not (tensor.dtype.is_float or tensor.dtype.is_block):
+            raise ModelLoadError(
+                model.path, f"tensor {name} is stored as {tensor.dtype.name}, which is no weight"
+            )
+        source = tensor.torch()
+        try:
+            weight = source.to(device=device, dtype=dtype)
+        except (MemoryError, RuntimeError) as error:
+            first = (str(error).splitlines() or ["out of memory"])[0]
+            raise InferenceError(
+                model.path,
+                f"tensor {name} cannot be placed on {device} as {dtype}: {first}",
+                "use a smaller dtype or another device",
+            ) from error
+        if weight is source and not tensor.dtype.is_block:
+            mapped += weight.numel() * weight.element_size()
+        _assign(decoder, name, weight)
+    if architecture.tie_word_embeddings:
+        decoder.lm_head.weight = decoder.model.embed_tokens.weight
+    left = [name for name, parameter in decoder.named_parameters() if parameter.is_meta]
+    if left:
+        raise ModelLoadError(model.path, f"no weights for {', '.join(left[:10])}")
+    return decoder.eval(), mapped
+
+
+def _assign(decoder: Decoder, name: str, weight: torch.Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    module = decoder.get_submodule(path)
+    setattr(module, leaf, nn.Parameter(weight, requires_grad=False))
