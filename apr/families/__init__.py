@@ -15,11 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
+
+if TYPE_CHECKING:
+    from apr.tensors import Tensor
 
 
 class Family(Protocol):
@@ -114,6 +117,25 @@ def tensor_specs(architecture: Architecture) -> list[TensorSpec]:
             )
             for i in layers
         )
+    return out
+
+
+def tensor_problems(architecture: Architecture, tensors: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with a set of tensors for this architecture, a line each; empty if nothing."""
+    specs = {spec.name: spec for spec in tensor_specs(architecture)}
+    out = [
+        f"missing tensor {name} (in GGUF {spec.gguf_name})"
+        for name, spec in specs.items()
+        if name not in tensors
+    ]
+    for name, tensor in tensors.items():
+        if name not in specs:
+            out.append(f"unexpected tensor {name} {list(tensor.shape)}")
+        elif tensor.shape != specs[name].shape:
+            out.append(
+                f"tensor {name} has shape {list(tensor.shape)}, "
+                f"the architecture needs {list(specs[name].shape)}"
+            )
     return out
 
 

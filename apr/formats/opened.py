@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from apr import families
 from apr.architecture import Architecture
 from apr.errors import ModelLoadError
+from apr.families import tensor_problems
 from apr.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -79,22 +79,3 @@ class OpenedModel:
             shown = "; ".join(problems[:20])
             more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
             raise ModelLoadError(self.path, shown + more)
-
-
-def tensor_problems(architecture: Architecture, tensors: Mapping[str, Tensor]) -> list[str]:
-    """What is wrong with a set of tensors for this architecture, a line each; empty if nothing."""
-    specs = {spec.name: spec for spec in families.tensor_specs(architecture)}
-    out = [
-        f"missing tensor {name} (in GGUF {spec.gguf_name})"
-        for name, spec in specs.items()
-        if name not in tensors
-    ]
-    for name, tensor in tensors.items():
-        if name not in specs:
-            out.append(f"unexpected tensor {name} {list(tensor.shape)}")
-        elif tensor.shape != specs[name].shape:
-            out.append(
-                f"tensor {name} has shape {list(tensor.shape)}, "
-                f"the architecture needs {list(specs[name].shape)}"
-            )
-    return out
