@@ -1,0 +1,160 @@
+"""A GGUF file as an `OpenedModel`: canonical names, canonical row order, one architecture.
+
+What the file does not say is never guessed: the vocabulary's size is that of the embedding and must
+be that of the token list, biases and a separate head are there if their tensors are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from apr import contracts, families
+from apr.architecture import Architecture
+from apr.errors import InvalidFormat, ModelLoadError
+from apr.formats.gguf_reader import GgufFile
+from apr.formats.opened import OpenedModel
+from apr.formats.permute import permuted
+from apr.tensors import Tensor
+
+if TYPE_CHECKING:
+    from apr.tokenizer import Tokenizer
+
+TOKENS = "tokenizer.ggml.tokens"
+TRAINING = "apr.training"  # our own key: the training record, as JSON
+# GGUF's general keys that have a name of their own in `.apr` metadata.
+GENERAL = {
+    "general.name": "name",
+    "general.description": "description",
+    "general.author": "author",
+    "general.license": "license",
+    "general.version": "version",
+    "general.source.url": "source",
+}
+
+
+def open_gguf(path: Path) -> OpenedModel:
+    """Open a GGUF file.
+
+    Raises:
+        NotFound, InvalidFormat, CorruptFile: see `GgufFile.open`; an unknown architecture or
+            missing keys, by name.
+        ModelLoadError: embedding and token list do not agree.
+    """
+    file = GgufFile.open(path)
+    architecture = read_architecture(file)
+    return OpenedModel(
+        path=path,
+        format="gguf",
+        architecture=architecture,
+        tensors=canonical_tensors(file, architecture),
+        metadata=read_metadata(file),
+        load_tokenizer=lambda: read_tokenizer(file),
+        size_bytes=file.size_bytes,
+    )
+
+
+def read_tokenizer(file: GgufFile) -> Tokenizer | None:
+    """The tokenizer of a GGUF file, or None where it has none."""
+    from apr.tokenizer import Tokenizer
+
+    return Tokenizer.from_gguf(file.fields) if TOKENS in file.fields else None
+
+
+def shortest(value: float) -> float:
+    """The shortest decimal that is the same float32: 9.99999974e-06 was 1e-05 when written."""
+    return float(str(np.float32(value)))
+
+
+def family_fields(file: GgufFile) -> dict[str, Any]:
+    """The architecture's keys without their prefix, and what only the tensors say.
+
+    Raises:
+        ModelLoadError: the token list is not as long as the embedding has rows.
+    """
+    prefix = f"{file.architecture}."
+    fields: dict[str, Any] = {}
+    for key in file.fields:
+        if key.startswith(prefix):
+            value = file.fields[key]
+            fields[key.removeprefix(prefix)] = (
+                shortest(value) if isinstance(value, float) else value
+            )
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is not None and len(embedding.shape) == 2:
+        rows = embedding.shape[0]
+        listed = file.fields.field(TOKENS).count if TOKENS in file.fields else rows
+        if listed != rows:
+            raise ModelLoadError(
+                file.path,
+                f"{TOKENS} lists {listed} tokens, token_embd.weight has {rows} rows",
+                "pad the token list with unused tokens up to the embedding's rows",
+            )
+        fields["vocab_size"] = rows
+    elif TOKENS in file.fields:
+        fields.setdefault("vocab_size", file.fields.field(TOKENS).count)
+    fields["tie_word_embeddings"] = "output.weight" not in file.tensors
+    fields["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
+    fields["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
+    return fields
+
+
+def read_architecture(file: GgufFile) -> Architecture:
+    """The architecture that a GGUF file describes.
+
+    Raises:
+        InvalidFormat: unknown architecture, or missing keys.
+        ModelLoadError: see `family_fields`.
+    """
+    name = file.architecture
+    if not isinstance(name, str):
+        raise InvalidFormat(file.path, "metadata is incomplete: missing general.architecture")
+    known = {contracts.load(f"families/{f}")["hf_architecture"]: f for f in families.known()}
+    if name in known:
+        right = contracts.load(f"families/{known[name]}")["gguf_architecture"]
+        raise InvalidFormat(
+            file.path,
+            f"unknown GGUF architecture {name!r}: that is the name of a Hugging Face class",
+            f"general.architecture must be {right!r} for llama.cpp; export the model again",
+        )
+    return families.by_gguf_architecture(name, file.path).from_gguf(family_fields(file), file.path)
+
+
+def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, Tensor]:
+    """The tensors under canonical names and in canonical row order; unknown ones keep their name,
+    so that `check_tensors` reports them.
+    """
+    specs = {spec.gguf_name: spec for spec in families.tensor_specs(architecture)}
+    out: dict[str, Tensor] = {}
+    for name, tensor in file.tensors.items():
+        spec = specs.get(name)
+        if spec is None:
+            out[name] = tensor
+            continue
+        tensor = replace(tensor, name=spec.name)
+        if spec.permute_heads and tensor.shape == spec.shape:
+            tensor = permuted(tensor, spec.permute_heads, to_gguf=False)
+        out[spec.name] = tensor
+    return out
+
+
+def read_metadata(file: GgufFile) -> Mapping[str, Any]:
+    """What the file says beside architecture, tokenizer and weights, under `.apr` keys."""
+    out: dict[str, Any] = {"original_format": "gguf"}
+    for key, name in GENERAL.items():
+        if isinstance(file.fields.get(key), str):
+            out[name] = file.fields[key]
+    record = file.fields.get(TRAINING)
+    if isinstance(record, str):
+        try:
+            training = json.loads(record)
+        except ValueError:
+            raise InvalidFormat(file.path, f"{TRAINING} holds no valid JSON") from None
+        if isinstance(training, dict):
+            out["training"] = training
+    return out

@@ -1,0 +1,226 @@
+"""Writing GGUF version 3: everything that llama.cpp's loader wants, streaming.
+
+Own writer, because gguf's drops empty lists (a tokenizer without merges is legal) and takes seconds
+for a large vocabulary. Key names: gguf's constants; types: what llama.cpp's loader asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from apr import contracts, families
+from apr.atomic import atomic_file
+from apr.dtypes import DType
+from apr.errors import AprError, ModelLoadError, StrPath
+from apr.formats.gguf_model import GENERAL, TRAINING
+from apr.formats.gguf_reader import ARRAY, DEFAULT_ALIGNMENT, SCALARS, STRING
+from apr.formats.opened import OpenedModel
+from apr.formats.permute import permuted
+from apr.formats.streaming import Progress, Sources, chosen_dtype, requested_dtype, write_tensor
+from apr.quant import recoded
+from apr.tensors import Tensor
+
+QUANTIZATION_VERSION = 2  # GGML_QUANT_VERSION: the layout of the block types that we write
+# general.file_type by the type that most weights have (llama.h: enum llama_ftype).
+FILE_TYPES = {
+    "F32": 0,
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q8_0": 7,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "Q2_K": 10,
+    "Q3_K": 12,
+    "Q4_K": 15,
+    "Q5_K": 17,
+    "Q6_K": 18,
+    "BF16": 32,
+    "TQ1_0": 36,
+    "TQ2_0": 37,
+    "MXFP4": 38,
+}
+_TYPE_IDS = {name: type_id for type_id, (name, _) in SCALARS.items()}
+
+
+def write_gguf(
+    path: StrPath,
+    model: OpenedModel,
+    *,
+    quantize: str | None = None,
+    name: str | None = None,
+    force: bool = False,
+) -> None:
+    """Write a model as GGUF, atomically; `apr.export.export` does the same and proves it.
+
+    Args:
+        path: the file to write.
+        model: the source.
+        quantize: f32, f16, bf16 or q8_0; None keeps each tensor's own type.
+        name: `general.name`; the source's own by default.
+        force: overwrite.
+
+    Raises:
+        UsageError: a type that cannot be written.
+        ModelLoadError: the source lacks tokenizer or tensors, or has tensors of other shapes.
+        StorageError: `path` exists (and not `force`), or cannot be written.
+    """
+    with atomic_file(path, force=force) as temporary:
+        write_gguf_into(temporary, model, quantize=quantize, name=name)
+
+
+def write_gguf_into(
+    path: Path,
+    model: OpenedModel,
+    *,
+    quantize: str | None = None,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """As `write_gguf`, straight into `path`."""
+    model.check_tensors()
+    sources = Sources()
+    tensors = gguf_tensors(model, quantize, sources)
+    fields = gguf_fields(model, [t.dtype for t in tensors if len(t.shape) > 1], name)
+    with path.open("wb") as file:
+        write_container(file, fields, tensors, sources, progress)
+
+
+def gguf_tensors(
+    model: OpenedModel, quantize: str | None, sources: Sources | None = None
+) -> list[Tensor]:
+    """The tensors as they will stand in the file: GGUF's names, rows and types, still lazy.
+
+    Raises:
+        UsageError: see `chosen_dtype`.
+    """
+    asked = requested_dtype(quantize, "gguf")
+    out = []
+    for spec in families.tensor_specs(model.architecture):
+        source = model.tensors[spec.name]
+        dtype = chosen_dtype(source, asked, "gguf")
+        tensor = sources.watch(source) if sources else source
+        if spec.permute_heads:
+            tensor = _reordered(tensor, spec.permute_heads, dtype)
+        out.append(replace(recoded(tensor, dtype), name=spec.gguf_name))
+    return out
+
+
+def _reordered(tensor: Tensor, heads: int, dtype: DType) -> Tensor:
+    """Rows of q and k in GGUF's row order; a type without rows of its own is decoded first."""
+    if tensor.dtype.header_bytes or tensor.dtype.name == "APR_Q4":
+        tensor = recoded(tensor, dtype)
+    return permuted(tensor, heads, to_gguf=True)
+
+
+def gguf_fields(
+    model: OpenedModel, weight_types: Sequence[DType], name: str | None = None
+) -> dict[str, Any]:
+    """The key-values that llama.cpp's loader wants, and what else is known about the model.
+
+    Raises:
+        ModelLoadError: no tokenizer, one that does not fit the embedding, or one whose
+            pre-tokenizer GGUF has no name for.
+    """
+    architecture = model.architecture
+    prefix = contracts.load(f"families/{architecture.family}")["gguf_architecture"]
+    known = {**model.metadata, "name": name or model.metadata.get("name") or model.path.stem}
+    out: dict[str, Any] = {"general.architecture": prefix, "general.type": "model"}
+    for key, canonical in GENERAL.items():
+        if isinstance(known.get(canonical), str) and known[canonical]:
+            out[key] = known[canonical]
+    most = Counter(t.name for t in weight_types).most_common(1)[0][0]
+    out["general.file_type"] = FILE_TYPES[most]
+    out["general.quantization_version"] = QUANTIZATION_VERSION
+    family = families.by_name(architecture.family, model.path)
+    for key, value in family.to_gguf(architecture).items():
+        out[f"{prefix}.{key}"] = value
+    if model.training is not None:
+        out[TRAINING] = json.dumps(model.training, ensure_ascii=False, separators=(",", ":"))
+    tokenizer = model.require_tokenizer()
+    if tokenizer.vocab_size > architecture.vocab_size:
+        raise ModelLoadError(
+            model.path,
+            f"its tokenizer has {tokenizer.vocab_size} tokens, the embedding has "
+            f"{architecture.vocab_size} rows",
+            "the model cannot take every token that this tokenizer gives",
+        )
+    out.update(tokenizer.to_gguf(architecture.vocab_size))
+    return out
+
+
+def write_container(
+    file: BinaryIO,
+    fields: Mapping[str, Any],
+    tensors: Sequence[Tensor],
+    sources: Sources | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """The bare format: header, key-values, tensor table, tensors. Empty values are written too."""
+    head = bytearray(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(fields)))
+    for key, value in fields.items():
+        head += _string(key)
+        head += _value(key, value)
+    offset = 0
+    for tensor in tensors:
+        assert tensor.dtype.ggml_id is not None  # chosen_dtype gives no other
+        head += _string(tensor.name)
+        head += struct.pack("<I", len(tensor.shape))
+        head += struct.pack(f"<{len(tensor.shape)}Q", *reversed(tensor.shape))
+        head += struct.pack("<IQ", tensor.dtype.ggml_id, offset)
+        offset += _aligned(tensor.nbytes)
+    head += bytes(_aligned(len(head)) - len(head))
+    file.write(head)
+    for tensor in tensors:
+        write_tensor(file, tensor, sources or Sources(), progress)
+        file.write(bytes(_aligned(tensor.nbytes) - tensor.nbytes))
+
+
+def _aligned(count: int) -> int:
+    return -(-count // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
+
+
+def _string(text: str) -> bytes:
+    data = text.encode("utf-8", "surrogatepass")
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(key: str, value: Any) -> bytes:
+    """A value with its type in front: numbers are u32, i32 or f32 unless they do not fit."""
+    if isinstance(value, str):
+        return struct.pack("<I", STRING) + _string(value)
+    if isinstance(value, (list, tuple)):
+        return struct.pack("<I", ARRAY) + _array(key, value)
+    kind = _scalar_type(key, [value])
+    return struct.pack("<I" + SCALARS[kind][1], kind, value)
+
+
+def _array(key: str, values: Sequence[Any]) -> bytes:
+    if not values or isinstance(values[0], str):
+        return struct.pack("<IQ", STRING, len(values)) + b"".join(map(_string, values))
+    kind = _scalar_type(key, values, signed=True)
+    layout = f"<IQ{len(values)}{SCALARS[kind][1]}"
+    return struct.pack(layout, kind, len(values), *values)
+
+
+def _scalar_type(key: str, values: Iterable[Any], *, signed: bool = False) -> int:
+    values = list(values)
+    if all(isinstance(v, bool) for v in values):
+        return _TYPE_IDS["bool"]
+    if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        low, high = min(values), max(values)
+        if low >= 0 and high < 1 << 32 and not signed:
+            return _TYPE_IDS["u32"]
+        if low >= -(1 << 31) and high < 1 << 31:
+            return _TYPE_IDS["i32"]
+        return _TYPE_IDS["i64" if low < 0 else "u64"]
+    if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+        return _TYPE_IDS["f32"]
+    kinds = ", ".join(sorted({type(v).__name__ for v in values}))
+    raise AprError(key, f"GGUF has no type for a value of {kinds}")
