@@ -105,9 +105,7 @@ class Entry:
             (
                 struct.pack("<H", len(name)),
                 name,
-                struct.pack(
-                    f"<BB{len(self.shape)}Q", self.dtype.apr_id, len(self.shape), *self.shape
-                ),
+                struct.pack(f"<BB{dims}Q", self.dtype.apr_id, dims, *self.shape),
                 _TAIL.pack(self.offset, self.size),
             )
         )
@@ -169,10 +167,7 @@ def plan(path: StrPath, metadata: bytes, tensors: Sequence[Tensor], flags: Flag)
                 f"tensor {tensor.name!r} has {len(tensor.shape)} dimensions, "
                 f"the format ends at {MAX_DIMS}",
             )
-        try:
-            size = tensor.nbytes
-        except InvalidFormat as error:
-            raise InvalidFormat(path, f"tensor {tensor.name!r}: {error.what}") from error
+        size = stored_size(path, tensor)
         entries.append(Entry(tensor.name, tensor.dtype, tensor.shape, offset, size))
         offset += align(size)
     index = b"".join(entry.pack() for entry in entries)
@@ -183,6 +178,18 @@ def plan(path: StrPath, metadata: bytes, tensors: Sequence[Tensor], flags: Flag)
     )
     front = b"".join((header.pack(), metadata, padding(len(metadata)), index, padding(len(index))))
     return Plan(header, tuple(entries), front, data_offset + offset + FOOTER_SIZE)
+
+
+def stored_size(path: StrPath, tensor: Tensor) -> int:
+    """Bytes of a tensor, without padding.
+
+    Raises:
+        InvalidFormat: its shape is no whole number of its type's blocks; named with the file.
+    """
+    try:
+        return tensor.nbytes
+    except InvalidFormat as error:
+        raise InvalidFormat(path, f"tensor {tensor.name!r}: {error.what}") from error
 
 
 def _check_name(path: StrPath, name: str) -> None:

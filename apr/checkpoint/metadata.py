@@ -103,7 +103,7 @@ def _pair(path: StrPath, key: str, value: Any) -> bytes:
     try:
         return _encode(key) + b":" + _encode(value)
     except (ValueError, TypeError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
-        reason = "is not valid Unicode" if isinstance(error, UnicodeError) else str(error).lower()
+        reason = "is not valid Unicode" if isinstance(error, UnicodeError) else str(error)
         raise InvalidFormat(path, f"metadata key {key!r} cannot be written: {reason}") from error
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from apr.atomic import atomic_file
-from apr.checkpoint.layout import Flag, Plan, padding, plan
+from apr.checkpoint.layout import Flag, Plan, padding, plan, stored_size
 from apr.checkpoint.metadata import serialize
 from apr.checkpoint.reader import AprFile
 from apr.errors import CorruptFile, InvalidFormat, StrPath
@@ -67,7 +67,7 @@ def write_apr(
     flags |= Flag.HAS_VOCAB if metadata.get("tokenizer.vocabulary") else Flag(0)
     filled = dict(metadata)
     if filled.get("total_size") is None:
-        filled["total_size"] = sum(tensor.nbytes for tensor in tensors)
+        filled["total_size"] = sum(stored_size(path, tensor) for tensor in tensors)
     if filled.get("param_count") is None:
         filled["param_count"] = sum(tensor.num_elements for tensor in tensors)
     laid_out = plan(path, serialize(path, filled), tensors, flags)

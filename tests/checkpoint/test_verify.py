@@ -1,0 +1,72 @@
+"""Every byte counts: cuts, flips, padding; and what a sound file reports."""
+
+import random
+
+import numpy as np
+import pytest
+from conftest import patched
+
+from apr.checkpoint import AprFile, verify, verify_bytes
+from apr.errors import AprError, CorruptFile, InvalidFormat
+
+
+def test_a_sound_file_reports_what_was_checked(golden):
+    report = verify(golden)
+    assert (report.size_bytes, report.tensors, report.parameters) == (516, 2, 9)
+    assert report.checksum == AprFile.open(golden).stored_checksum
+    assert "body checksum" in report.checks
+
+
+def test_a_cut_at_any_byte_is_refused_on_opening_and_by_verify(golden):
+    data = golden.read_bytes()
+    for length in range(1, len(data)):
+        for check in (verify_bytes, lambda p, d: AprFile(p, d, len(d))):
+            with pytest.raises(CorruptFile) as caught:
+                check("x.apr", data[:length])
+            assert caught.value.exit_code == 4
+
+
+def test_a_truncated_file_names_both_lengths(golden):
+    golden.write_bytes(golden.read_bytes()[:500])
+    with pytest.raises(CorruptFile, match="has 500 bytes, its index accounts for 516"):
+        AprFile.open(golden)
+    golden.write_bytes(golden.read_bytes()[:470])
+    with pytest.raises(CorruptFile, match=r"'weights' ends at byte 480 of the file, which has 470"):
+        AprFile.open(golden)
+
+
+def test_any_of_10_000_random_bit_flips_is_refused(golden):
+    data = golden.read_bytes()
+    rng = random.Random(5)
+    flips = [rng.randrange(len(data) * 8) for _ in range(10_000)]
+    for bit in flips:
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(InvalidFormat) as caught:
+            verify_bytes("x.apr", bytes(damaged))
+        assert caught.value.exit_code == 4
+        try:
+            AprFile("x.apr", bytes(damaged), len(damaged))
+        except AprError as error:
+            assert error.exit_code == 4
+
+
+def test_a_flipped_bit_in_a_weight_names_both_checksums(golden):
+    data = bytearray(golden.read_bytes())
+    data[450] ^= 4
+    golden.write_bytes(data)
+    with pytest.raises(CorruptFile, match=r"body checksum is [0-9a-f]{8}, its 512 bytes give"):
+        verify(golden)
+
+
+@pytest.mark.parametrize("at", [255, 383, 388, 447, 511])
+def test_padding_that_is_not_zero_is_refused(golden, at):
+    with pytest.raises(CorruptFile, match="the padding between bytes .* is not zero"):
+        verify_bytes("x.apr", patched(golden.read_bytes(), at, b"\x01"))
+
+
+def test_verifying_keeps_the_views_alive(golden):
+    file = AprFile.open(golden)
+    view = file.tensors["weights"].numpy()
+    verify(golden)
+    assert np.array_equal(view, [1, 2, 0.5, -0.5, 4, -2, 0.25, 8])
