@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apr import families
+from apr import families, quant
 from apr.architecture import Architecture
-from apr.checkpoint import write_apr
+from apr.checkpoint import write_apr, write_checkpoint
 from apr.checkpoint.layout import header_checksum
+from apr.dtypes import DTYPES
 from apr.tensors import Tensor, from_array
 
 
@@ -31,6 +32,12 @@ class StubTokenizer:
             "tokenizer.spec": {"version": "1.0", "added_tokens": []},
             "special_tokens": {"eos_token": "t0"},
         }
+
+
+@pytest.fixture
+def stub_tokenizer():
+    """A function: a tokenizer of so many tokens."""
+    return StubTokenizer
 
 
 @pytest.fixture
@@ -66,22 +73,17 @@ def tensors(architecture) -> list[Tensor]:
 
 
 @pytest.fixture
-def golden(tmp_path) -> Path:
-    """The check values' file: two tensors, metadata, 516 bytes."""
-    path = tmp_path / "golden.apr"
-    write_apr(path, GOLDEN_METADATA, golden_tensors())
-    return path
+def golden_metadata() -> dict[str, object]:
+    return {
+        "model_type": "linear_regression",
+        "name": "golden-v2",
+        "version": "0.0.0-golden",
+        "created_at": "1700000000",
+        "param_count": 8,
+    }
 
 
-GOLDEN_METADATA = {
-    "model_type": "linear_regression",
-    "name": "golden-v2",
-    "version": "0.0.0-golden",
-    "created_at": "1700000000",
-    "param_count": 8,
-}
-
-
+@pytest.fixture
 def golden_tensors() -> list[Tensor]:
     return [
         from_array("weights", np.array([1, 2, 0.5, -0.5, 4, -2, 0.25, 8], dtype=np.float32)),
@@ -89,14 +91,37 @@ def golden_tensors() -> list[Tensor]:
     ]
 
 
-def resealed(data: bytes) -> bytes:
-    """The bytes with both checksums made right, so that a test meets the rule behind them."""
+@pytest.fixture
+def golden(tmp_path, golden_metadata, golden_tensors) -> Path:
+    """The check values' file: two tensors, metadata, 516 bytes."""
+    path = tmp_path / "golden.apr"
+    write_apr(path, golden_metadata, golden_tensors)
+    return path
+
+
+def _resealed(data: bytes) -> bytes:
     out = bytearray(data)
     out[40:44] = struct.pack("<I", header_checksum(bytes(out[:64])))
     out[-4:] = struct.pack("<I", zlib.crc32(out[:-4]))
     return bytes(out)
 
 
-def patched(data: bytes, at: int, new: bytes) -> bytes:
-    """The bytes with `new` written at `at`, checksums made right."""
-    return resealed(data[:at] + new + data[at + len(new) :])
+@pytest.fixture
+def resealed():
+    """A function: the bytes with both checksums made right, to meet the rule behind them."""
+    return _resealed
+
+
+@pytest.fixture
+def patched():
+    """A function: the bytes with `new` written at `at`, checksums made right."""
+    return lambda data, at, new: _resealed(data[:at] + new + data[at + len(new) :])
+
+
+@pytest.fixture
+def model_bytes(tmp_path, architecture, tokenizer, tensors) -> bytes:
+    """A whole small checkpoint, with a vocabulary and a quantized tensor."""
+    tensors = [quant.recoded(t, DTYPES["Q8_0"]) if "mlp" in t.name else t for t in tensors]
+    path = tmp_path / "model.apr"
+    write_checkpoint(path, architecture=architecture, tokenizer=tokenizer, tensors=tensors)
+    return path.read_bytes()

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import GOLDEN_METADATA, golden_tensors
 
 from apr import quant
 from apr.checkpoint import AprFile, Flag, verify, write_apr
@@ -24,9 +23,9 @@ def test_check_value_516_bytes_when_unset_keys_are_left_out(golden):
     verify(golden)
 
 
-def test_check_value_1092_bytes_when_unset_keys_are_null(tmp_path):
+def test_check_value_1092_bytes_when_unset_keys_are_null(tmp_path, golden_metadata):
     path = tmp_path / "old.apr"
-    raw = serialize(path, GOLDEN_METADATA, unset_as_null=True)
+    raw = serialize(path, golden_metadata, unset_as_null=True)
     front = 64 + -(-len(raw) // 64) * 64
     assert front + 128 + 128 + 4 == 1092  # header and metadata, index, two tensors, footer
 
@@ -54,8 +53,8 @@ def test_every_field_stands_where_the_format_says(golden):
     assert data[512:] == struct.pack("<I", zlib.crc32(data[:512]))
 
 
-def test_unset_totals_are_filled_in_from_the_tensors(tmp_path):
-    write_apr(tmp_path / "a.apr", {"model_type": "x"}, golden_tensors())
+def test_unset_totals_are_filled_in_from_the_tensors(tmp_path, golden_tensors):
+    write_apr(tmp_path / "a.apr", {"model_type": "x"}, golden_tensors)
     metadata = AprFile.open(tmp_path / "a.apr").metadata
     assert (metadata["total_size"], metadata["param_count"]) == (36, 9)
 
@@ -90,9 +89,7 @@ def test_every_type_comes_back_byte_for_byte(tmp_path, dtype):
     verify(path)
 
 
-def test_legacy_ids_are_read_as_our_types_and_never_written(tmp_path):
-    from conftest import patched
-
+def test_legacy_ids_are_read_as_our_types_and_never_written(tmp_path, patched):
     values = np.arange(64, dtype=np.float32)
     for name, legacy in (("APR_Q4", 8), ("APR_Q8", 9)):
         path = tmp_path / f"{name}.apr"
@@ -116,14 +113,12 @@ def test_scalars_and_empty_tensors_and_eight_dimensions_are_kept(tmp_path):
     assert [opened[f"t{i}"].numpy().shape for i in range(4)] == shapes
 
 
-def test_the_same_input_gives_the_same_bytes(tmp_path):
-    for name in ("a", "b"):
-        write_apr(tmp_path / name, GOLDEN_METADATA, reversed_if(name == "b"))
+def test_the_same_input_in_another_order_gives_the_same_bytes(
+    tmp_path, golden_metadata, golden_tensors
+):
+    write_apr(tmp_path / "a", golden_metadata, golden_tensors)
+    write_apr(tmp_path / "b", golden_metadata, golden_tensors[::-1])
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def reversed_if(condition: bool) -> list[Tensor]:
-    return golden_tensors()[::-1] if condition else golden_tensors()
 
 
 # --- streaming -------------------------------------------------------------------------------
@@ -216,9 +211,9 @@ def test_a_tensor_that_the_format_cannot_hold_is_refused(tmp_path, tensor, messa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_tensors_of_one_name_are_refused(tmp_path):
+def test_two_tensors_of_one_name_are_refused(tmp_path, golden_tensors):
     with pytest.raises(InvalidFormat, match="two tensors are named 'bias'"):
-        write_apr(tmp_path / "a.apr", {}, [*golden_tensors(), golden_tensors()[1]])
+        write_apr(tmp_path / "a.apr", {}, [*golden_tensors, golden_tensors[1]])
 
 
 def test_flags_that_change_the_layout_are_not_written(tmp_path):

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import StubTokenizer
 
 from apr import architecture as arch
 from apr import quant
@@ -97,9 +96,9 @@ def test_an_implausible_architecture_is_refused_by_rule(save, architecture):
         save(architecture=replace(architecture, num_kv_heads=3))
 
 
-def test_a_token_list_that_does_not_fit_names_the_three_numbers(save, tmp_path):
+def test_a_token_list_that_does_not_fit_names_the_three_numbers(save, tmp_path, stub_tokenizer):
     with pytest.raises(ModelLoadError, match=r"has 50 entries .* 48 rows, and vocab_size is 48"):
-        save(tokenizer=StubTokenizer(50))
+        save(tokenizer=stub_tokenizer(50))
     assert nothing_left(tmp_path)
 
 

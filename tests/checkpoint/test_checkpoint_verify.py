@@ -4,7 +4,6 @@ import random
 
 import numpy as np
 import pytest
-from conftest import patched
 
 from apr.checkpoint import AprFile, verify, verify_bytes
 from apr.errors import AprError, CorruptFile, InvalidFormat
@@ -26,6 +25,14 @@ def test_a_cut_at_any_byte_is_refused_on_opening_and_by_verify(golden):
             assert caught.value.exit_code == 4
 
 
+def test_a_checkpoint_cut_at_any_byte_is_refused_on_opening(model_bytes):
+    whole = AprFile("x.apr", model_bytes, len(model_bytes))
+    assert len(whole.tensors) > 10
+    for length in range(1, len(model_bytes)):
+        with pytest.raises(CorruptFile):
+            AprFile("x.apr", model_bytes[:length], length)
+
+
 def test_a_truncated_file_names_both_lengths(golden):
     golden.write_bytes(golden.read_bytes()[:500])
     with pytest.raises(CorruptFile, match="has 500 bytes, its index accounts for 516"):
@@ -35,20 +42,29 @@ def test_a_truncated_file_names_both_lengths(golden):
         AprFile.open(golden)
 
 
-def test_any_of_10_000_random_bit_flips_is_refused(golden):
+def test_any_flipped_bit_of_a_small_file_is_refused(golden):
     data = golden.read_bytes()
+    for bit in range(len(data) * 8):
+        assert_flip_is_refused(data, bit)
+
+
+def test_any_of_10_000_random_bit_flips_of_a_checkpoint_is_refused(model_bytes):
     rng = random.Random(5)
-    flips = [rng.randrange(len(data) * 8) for _ in range(10_000)]
-    for bit in flips:
-        damaged = bytearray(data)
-        damaged[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(InvalidFormat) as caught:
-            verify_bytes("x.apr", bytes(damaged))
-        assert caught.value.exit_code == 4
-        try:
-            AprFile("x.apr", bytes(damaged), len(damaged))
-        except AprError as error:
-            assert error.exit_code == 4
+    verify_bytes("x.apr", model_bytes)
+    for _ in range(10_000):
+        assert_flip_is_refused(model_bytes, rng.randrange(len(model_bytes) * 8))
+
+
+def assert_flip_is_refused(data: bytes, bit: int) -> None:
+    damaged = bytearray(data)
+    damaged[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(InvalidFormat) as caught:
+        verify_bytes("x.apr", bytes(damaged))
+    assert caught.value.exit_code == 4
+    try:  # opening reads no weights, so it may not see the flip; but it must not crash
+        _ = AprFile("x.apr", bytes(damaged), len(damaged)).metadata
+    except AprError as error:
+        assert error.exit_code == 4
 
 
 def test_a_flipped_bit_in_a_weight_names_both_checksums(golden):
@@ -60,7 +76,7 @@ def test_a_flipped_bit_in_a_weight_names_both_checksums(golden):
 
 
 @pytest.mark.parametrize("at", [255, 383, 388, 447, 511])
-def test_padding_that_is_not_zero_is_refused(golden, at):
+def test_padding_that_is_not_zero_is_refused(golden, at, patched):
     with pytest.raises(CorruptFile, match="the padding between bytes .* is not zero"):
         verify_bytes("x.apr", patched(golden.read_bytes(), at, b"\x01"))
 

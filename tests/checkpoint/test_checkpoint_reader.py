@@ -7,7 +7,6 @@ import struct
 import numpy as np
 import pytest
 import torch
-from conftest import patched
 
 from apr.checkpoint import AprFile, verify, verify_bytes, write_apr
 from apr.errors import AprError, CorruptFile, InvalidFormat, NotFound, StorageError
@@ -62,7 +61,7 @@ def test_opening_reads_no_weights(tmp_path):
     assert AprFile.open(path).tensors["w"].shape == (elements,)
 
 
-def test_metadata_is_parsed_only_when_asked_for(golden):
+def test_metadata_is_parsed_only_when_asked_for(golden, patched):
     broken = patched(golden.read_bytes(), 64, b"[")
     file = opening(golden, broken)
     with pytest.raises(CorruptFile, match="metadata is not JSON"):
@@ -136,7 +135,7 @@ HEADER_DEFECTS = [
 
 
 @pytest.mark.parametrize(("at", "new", "message"), HEADER_DEFECTS)
-def test_each_header_defect_has_its_own_message(golden, at, new, message):
+def test_each_header_defect_has_its_own_message(golden, at, new, message, patched):
     with pytest.raises(InvalidFormat, match=message):
         opening(golden, patched(golden.read_bytes(), at, new))
 
@@ -169,12 +168,12 @@ INDEX_DEFECTS = [
 
 
 @pytest.mark.parametrize(("at", "new", "message"), INDEX_DEFECTS)
-def test_each_index_defect_has_its_own_message(golden, at, new, message):
+def test_each_index_defect_has_its_own_message(golden, at, new, message, patched):
     with pytest.raises(InvalidFormat, match=message):
         opening(golden, patched(golden.read_bytes(), at, new))
 
 
-def test_a_name_that_occurs_twice_is_refused(tmp_path):
+def test_a_name_that_occurs_twice_is_refused(tmp_path, patched):
     path = tmp_path / "a.apr"
     write_apr(path, {}, [from_array(n, np.zeros(2, dtype=np.float32)) for n in ("a", "b")])
     data = path.read_bytes()
@@ -187,7 +186,7 @@ def test_bytes_appended_to_the_file_are_counted(golden):
         opening(golden, golden.read_bytes() + b"abc")
 
 
-def test_data_in_another_order_than_the_index_is_read(golden):
+def test_data_in_another_order_than_the_index_is_read(golden, patched):
     """The Rust streaming writer keeps the order in which tensors came."""
     data = golden.read_bytes()
     data = patched(data, INDEX + 16, U64(64))
@@ -200,7 +199,7 @@ def test_data_in_another_order_than_the_index_is_read(golden):
 # --- garbage ---------------------------------------------------------------------------------
 
 
-def test_random_bytes_raise_nothing_but_our_errors(golden):
+def test_random_bytes_raise_nothing_but_our_errors(golden, patched):
     """Random fields behind a right magic and right checksums reach every check; none may crash."""
     rng = random.Random(11)
     good = golden.read_bytes()
@@ -247,21 +246,17 @@ def test_random_files_raise_nothing_but_our_errors():
     ],
     ids=range(8),
 )
-def test_metadata_that_is_no_json_object_is_refused(tmp_path, metadata, message):
+def test_metadata_that_is_no_json_object_is_refused(tmp_path, metadata, message, resealed):
     from apr.checkpoint.layout import plan
 
     laid_out = plan("x", metadata, [], 0)
-    from conftest import resealed
-
     path = tmp_path / "a.apr"
     path.write_bytes(resealed(laid_out.front + bytes(4)))
     with pytest.raises(CorruptFile, match=message):
         verify(path)
 
 
-def test_duplicate_keys_and_aliases_are_tolerated_on_reading(tmp_path):
-    from conftest import resealed
-
+def test_duplicate_keys_and_aliases_are_tolerated_on_reading(tmp_path, resealed):
     from apr.checkpoint.layout import plan
 
     raw = b'{"num_layers":1,"num_layers":2,"n_layer":2,"emoji":"\\ud83d\\ude00"}'
