@@ -1,0 +1,200 @@
+"""A tokenizer.json as data: checked, taken apart into token list and rest, and put together again.
+
+The `.apr` file holds vocabulary and merges once, as flat lists; everything else of tokenizer.json
+stands in one small object. `join(split(x)) == x`, and `split` refuses what it could not give back.
+Source of the layout: the files that `tokenizers` 0.20 to 0.23 writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from apr.errors import InvalidFormat, StrPath
+
+Json = dict[str, Any]
+SUPPORTED_MODELS = ("BPE",)
+MAX_TOKENS = 1 << 20  # META-VOCAB's upper bound: a sparse id must not allocate a huge list
+
+
+def check(spec: Any, where: StrPath) -> Json:
+    """The spec, if it is a tokenizer.json that `apr` can keep whole.
+
+    Raises:
+        InvalidFormat: it is not, with what is wrong; an unsupported model type names those
+            supported.
+    """
+    if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
+        raise InvalidFormat(where, "is no tokenizer.json: it has no object 'model'")
+    model = spec["model"]
+    # Files of tokenizers before 0.13 name no type; BPE is the one that has merges.
+    kind = model.get("type", "BPE" if "merges" in model else "without a type")
+    if kind not in SUPPORTED_MODELS:
+        raise InvalidFormat(
+            where,
+            f"its tokenizer model is {kind!r}, which apr does not support",
+            f"supported: {', '.join(SUPPORTED_MODELS)}",
+        )
+    vocab, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocab, dict) or not isinstance(merges, list):
+        raise InvalidFormat(where, "its BPE model lacks 'vocab' or 'merges'")
+    for token, id in vocab.items():
+        if type(id) is not int or not 0 <= id < MAX_TOKENS:
+            raise InvalidFormat(where, f"token {token!r} has the id {id!r}", _RANGE)
+    for merge in merges:
+        pair = isinstance(merge, list) and len(merge) == 2 and all(type(m) is str for m in merge)
+        if not pair and type(merge) is not str:
+            raise InvalidFormat(where, f"merge {merge!r} is neither a pair nor a string")
+    added = spec.get("added_tokens")
+    for token in added if isinstance(added, list) else []:
+        is_token = isinstance(token, dict) and type(token.get("content")) is str
+        if not is_token or type(token.get("id")) is not int or not 0 <= token["id"] < MAX_TOKENS:
+            raise InvalidFormat(where, f"added token {token!r} lacks a text or an id", _RANGE)
+    if added is not None and not isinstance(added, list):
+        raise InvalidFormat(where, "its added_tokens are no list")
+    return spec
+
+
+_RANGE = f"ids go from 0 to {MAX_TOKENS - 1}"
+
+
+def added_tokens(spec: Mapping[str, Any]) -> dict[int, Json]:
+    """The added tokens by id."""
+    return {token["id"]: token for token in spec.get("added_tokens") or []}
+
+
+def known_tokens(spec: Mapping[str, Any]) -> dict[int, str]:
+    """The text of every id that the spec names; an added token goes before the vocabulary."""
+    table: dict[int, str] = {}
+    for token, id in spec["model"]["vocab"].items():
+        table.setdefault(id, token)
+    table.update((id, token["content"]) for id, token in added_tokens(spec).items())
+    return table
+
+
+def minimum_size(spec: Mapping[str, Any]) -> int:
+    """The shortest token list that holds every id of the spec."""
+    return max(known_tokens(spec), default=-1) + 1
+
+
+def token_list(spec: Mapping[str, Any], size: int) -> list[str]:
+    """Token texts by id, `size` of them; ids that the spec does not name are fillers.
+
+    A filler is `<|filler_0|>`, `<|filler_1|>`, ...; names that a real token has are passed over,
+    so that every text is there once.
+    """
+    table = known_tokens(spec)
+    taken = set(table.values())
+    out: list[str] = []
+    number = 0
+    for id in range(size):
+        known = table.get(id)
+        if known is not None:
+            out.append(known)
+            continue
+        while (filler := f"<|filler_{number}|>") in taken:
+            number += 1
+        number += 1
+        out.append(filler)
+    return out
+
+
+def merge_pairs(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The merges as pairs, whichever form the file has."""
+    out = []
+    for merge in spec["model"]["merges"]:
+        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        out.append((left, right))
+    return out
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A spec taken apart: token list, merges as "a b", the rest, and how to put it together."""
+
+    vocabulary: list[str]
+    merges: list[str]
+    rest: Json
+    layout: Json
+
+
+def split(spec: Mapping[str, Any], size: int) -> Parts:
+    """Take a spec apart, the token list padded with fillers to `size`."""
+    vocab: dict[str, int] = spec["model"]["vocab"]
+    vocabulary = token_list(spec, size)
+    known = known_tokens(spec)
+    # What the list cannot say: entries of the model's vocabulary whose id shows another text.
+    hidden = {token: id for token, id in vocab.items() if vocabulary[id] != token}
+    merges = spec["model"]["merges"]
+    as_strings = bool(merges) and isinstance(merges[0], str)
+    joined = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    layout: Json = {
+        "fillers": ranges(id for id in range(size) if id not in known),
+        "added_only": ranges(id for id, text in known.items() if vocab.get(text) != id),
+        "merges": "strings" if as_strings else "pairs",
+    }
+    if hidden:
+        layout["hidden"] = hidden
+    # "a b" is ambiguous where a part holds a space itself: those stand here as they are.
+    spaced = {
+        str(index): merge
+        for index, merge in enumerate(merges)
+        if isinstance(merge, str) == (not as_strings)
+        or (isinstance(merge, list) and any(" " in part for part in merge))
+    }
+    if spaced:
+        layout["merges_with_space"] = spaced
+    model = {key: value for key, value in spec["model"].items() if key not in ("vocab", "merges")}
+    return Parts(vocabulary, joined, {**spec, "model": model}, layout)
+
+
+def join(parts: Parts) -> Json:
+    """The spec that `split` took apart.
+
+    Raises:
+        InvalidFormat: the parts do not fit together.
+    """
+    layout = parts.layout
+    absent = {*members(layout.get("fillers", [])), *members(layout.get("added_only", []))}
+    vocab = {token: id for id, token in enumerate(parts.vocabulary) if id not in absent}
+    vocab.update(layout.get("hidden", {}))
+    as_pairs = layout.get("merges", "pairs") == "pairs"
+    merges: list[Any] = [m.split(" ", 1) for m in parts.merges] if as_pairs else list(parts.merges)
+    for index, merge in layout.get("merges_with_space", {}).items():
+        merges[int(index)] = merge
+    rest = dict(parts.rest)
+    rest["model"] = {**rest.get("model", {}), "vocab": vocab, "merges": merges}
+    return rest
+
+
+def ranges(ids: Iterable[int]) -> list[list[int]]:
+    """Ids as half-open ranges, ascending."""
+    out: list[list[int]] = []
+    for id in sorted(ids):
+        if out and out[-1][1] == id:
+            out[-1][1] = id + 1
+        else:
+            out.append([id, id + 1])
+    return out
+
+
+def members(spans: Iterable[Iterable[int]]) -> list[int]:
+    """The ids of half-open ranges."""
+    return [id for start, stop in spans for id in range(max(start, 0), min(stop, MAX_TOKENS))]
+
+
+def fingerprint(spec: Mapping[str, Any], end_of_text: int | None) -> str:
+    """sha256 over what decides encoding and decoding, in a form that does not depend on spelling.
+
+    Left out: fillers, version, truncation and padding (apr applies neither), the order of keys.
+    `end_of_text` separates documents, so it is in.
+    """
+    left_out = ("version", "truncation", "padding")
+    view = {key: value for key, value in spec.items() if key not in left_out}
+    view["model"] = {**spec["model"], "merges": merge_pairs(spec)}
+    view["end_of_text"] = end_of_text
+    text = json.dumps(view, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
