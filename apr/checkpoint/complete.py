@@ -17,8 +17,9 @@ from apr.checkpoint.writer import Written, write_apr
 from apr.errors import InvalidFormat, ModelLoadError, StrPath
 from apr.tensors import Tensor
 
-# Figures that follow from the tensors; a copied metadata block may hold those of its old file.
-_RECOMPUTED = frozenset({"total_size", "param_count"})
+# What follows from the tensors and the tokenizer; a copied metadata block holds those of its old
+# file, perhaps spelled as another writer does.
+_REPLACED = frozenset({"total_size", "param_count", "special_tokens"})
 _SHOWN = 20
 
 
@@ -46,8 +47,9 @@ def write_checkpoint(
         tokenizer: embedded whole, padded with named fillers up to `vocab_size`. None is refused:
             there is no checkpoint without a tokenizer.
         tensors: exactly those of the family, under canonical names, in any order and type.
-        metadata: further keys (name, source, training, ...). A key that the architecture or the
-            tokenizer also states must agree with it.
+        metadata: further keys (name, source, training, ...), or the whole block of another file:
+            totals, `special_tokens` and `tokenizer.*` in it give way to what is written, any other
+            key that architecture or tokenizer state too must agree with them.
         force: replace an existing file.
 
     Returns:
@@ -86,19 +88,18 @@ def _write(
     resolved = arch.resolve_aliases(further)
     if not {"head_dim", "attention_head_dim"} & further.keys():
         resolved.pop("head_dim", None)  # derived there, not stated
+    extra: dict[str, Any] = {"model_type": stated["architecture"]}
     for key, value in resolved.items():
-        if key in own and value is not None and value != own[key]:
+        if key.startswith("tokenizer.") or key in _REPLACED or value is None:
+            continue
+        if key not in own:
+            extra[key] = value
+        elif value != own[key]:
             raise InvalidFormat(
                 path,
                 f"metadata says {key} is {_short(value)}, the model's is {_short(own[key])}",
                 "leave the key out: it is written from the model",
             )
-        if key.startswith("tokenizer.") and key not in own:
-            raise InvalidFormat(path, f"metadata key {key!r} does not come from the tokenizer")
-    extra = {
-        key: value for key, value in resolved.items() if key not in own and key not in _RECOMPUTED
-    }
-    extra.setdefault("model_type", stated["architecture"])
     return write_apr(path, {**stated, **extra, **tokens}, tensors, force=force)
 
 

@@ -1,12 +1,13 @@
 """A checkpoint lacks nothing, or is not written."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from apr import architecture as arch
-from apr import quant
+from apr import families, quant
 from apr.checkpoint import AprFile, Flag, verify, write_checkpoint
 from apr.dtypes import DTYPES
 from apr.errors import InvalidFormat, ModelLoadError, StorageError
@@ -114,10 +115,40 @@ def test_a_tokenizer_without_tokens_is_refused(save):
 def test_metadata_that_contradicts_the_model_is_refused(save, tmp_path):
     with pytest.raises(InvalidFormat, match="hidden_size is 64, the model's is 32"):
         save(metadata={"n_embd": 64})
-    with pytest.raises(InvalidFormat, match=r"'tokenizer.extra' does not come from the tokenizer"):
-        save(metadata={"tokenizer.extra": 1})
     assert nothing_left(tmp_path)
-    save(metadata={"n_embd": 32})  # agrees: taken, and written under the canonical key only
+    path, _ = save(metadata={"n_embd": 32})  # agrees: written under the canonical key only
+    assert "n_embd" not in AprFile.open(path).metadata
+
+
+def test_the_tokenizers_own_keys_give_way_to_the_tokenizer(save):
+    stale = {"special_tokens": {"bos_token": None}, "tokenizer.old": 1, "tokenizer.merges": []}
+    path, _ = save(metadata=stale)
+    metadata = AprFile.open(path).metadata
+    assert metadata["special_tokens"] == {"eos_token": "t0"}
+    assert "tokenizer.old" not in metadata
+    assert metadata["tokenizer.merges"] == ["t 1", "t 2"]
+
+
+def test_a_real_tokenizer_of_151_643_tokens_fits_and_comes_back_whole(tmp_path, architecture):
+    folder = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "tokenizers" / "qwen2"
+    if not folder.is_dir():
+        pytest.skip("Qwen2's tokenizer (shared data) is not on this machine")
+    from apr.tokenizer import Tokenizer
+
+    real = replace(architecture, vocab_size=151_936, hidden_size=32)
+    tensors = [
+        from_array(spec.name, np.ones(spec.shape, dtype=np.float32))
+        for spec in families.tensor_specs(real)
+    ]
+    tokenizer = Tokenizer.from_directory(folder)
+    path = tmp_path / "model.apr"
+    write_checkpoint(path, architecture=real, tokenizer=tokenizer, tensors=tensors)
+    file = AprFile.open(path)
+    assert file.header.metadata_size < 16 << 20
+    back = Tokenizer.from_metadata(file.metadata)
+    assert back.fingerprint == tokenizer.resized(151_936).fingerprint
+    text = "Wörter, 中文 🙂\n\tdef f(x): return x**2  <|im_end|>"
+    assert back.encode(text) == tokenizer.encode(text)
 
 
 def test_an_existing_checkpoint_is_kept_unless_forced(save):
