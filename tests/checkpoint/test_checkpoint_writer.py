@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from apr import quant
-from apr.checkpoint import AprFile, Flag, verify, write_apr
+from apr.checkpoint import AprFile, Flag, verify, verify_bytes, write_apr
+from apr.checkpoint.layout import plan
 from apr.checkpoint.metadata import serialize
 from apr.dtypes import DTYPES
 from apr.errors import InvalidFormat, StorageError
@@ -23,11 +24,21 @@ def test_check_value_516_bytes_when_unset_keys_are_left_out(golden):
     verify(golden)
 
 
-def test_check_value_1092_bytes_when_unset_keys_are_null(tmp_path, golden_metadata):
-    path = tmp_path / "old.apr"
-    raw = serialize(path, golden_metadata, unset_as_null=True)
-    front = 64 + -(-len(raw) // 64) * 64
-    assert front + 128 + 128 + 4 == 1092  # header and metadata, index, two tensors, footer
+def test_check_value_1092_bytes_when_unset_keys_are_null(
+    golden, golden_metadata, golden_tensors, resealed
+):
+    raw = serialize(golden, golden_metadata, unset_as_null=True)
+    front = plan(golden, raw, golden_tensors, Flag.ROW_MAJOR).front
+    old = resealed(front + golden.read_bytes()[-132:])  # the same tensors and a footer
+    assert len(old) == 1092
+    verify_bytes(golden, old)
+    before, after = AprFile.open(golden), AprFile(golden, old, len(old))
+    assert {k: v for k, v in after.metadata.items() if v is not None}.items() <= {
+        **before.metadata,
+        "total_size": 0,
+    }.items()
+    assert len(after.metadata) == 35
+    assert after.tensors["weights"].numpy().tolist() == before.tensors["weights"].numpy().tolist()
 
 
 def test_every_field_stands_where_the_format_says(golden):
