@@ -24,7 +24,7 @@ ON_EXHAUSTED = ("repeat", "stop", "error")
 
 
 class DataExhausted(GateFailed):
-    """The policy is "stop" and every window was seen once: an event, to be caught by the trainer."""
+    """The policy is "stop" and every window was seen: an event, to be caught by the trainer."""
 
 
 class Tokens(Protocol):
@@ -241,8 +241,8 @@ def validation_batches(
     """Validation batches, int64 `[rows, seq_len + 1]`: the same at each call, in order, disjoint.
 
     All of the set, or, with `max_tokens`, that many predicted tokens in windows spread evenly over
-    it (at least one window). The last batch may have fewer rows than `batch_size`. See `validation_windows` for what
-    is left out.
+    it (at least one window). The last batch may have fewer rows than `batch_size`. See
+    `validation_windows` for what is left out.
     """
     import numpy as np
 

@@ -31,7 +31,9 @@ class ScalingLaw:
 
     def loss(self, parameters: float, tokens: float) -> float:
         """The loss it predicts, nats per token."""
-        return self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta
+        too_small = self.A / math.pow(parameters, self.alpha)
+        too_little = self.B / math.pow(tokens, self.beta)
+        return self.E + too_small + too_little
 
     def optimum(self, flops: float) -> tuple[float, float]:
         """(parameters, tokens) of the least loss with 6 N D = `flops`, in closed form."""
@@ -77,7 +79,8 @@ class Budget:
     `tokens_per_parameter` is what the gate looks at: `worth_tokens` over `parameters` (all of
     them). `optimal_*` split the same compute best; `predicted_loss` is for this N and
     `worth_tokens`, `optimal_loss` for the optimum. `extrapolated` says which of N and D lie outside
-    the runs that the fit was made from.
+    the runs that the fit was made from; `untrained_loss` is ln(vocab_size), above which a
+    prediction says nothing.
     """
 
     verdict: str
@@ -97,6 +100,7 @@ class Budget:
     optimal_tokens: float
     predicted_loss: float
     optimal_loss: float
+    untrained_loss: float
     fit: str
     extrapolated: tuple[str, ...]
 
@@ -159,6 +163,7 @@ def judge(architecture: Architecture, *, unique_tokens: int, planned_tokens: int
         optimal_tokens=best_d,
         predicted_loss=fit.loss(everything, valued),
         optimal_loss=fit.loss(best_n, best_d),
+        untrained_loss=math.log(architecture.vocab_size),
         fit=fit.name,
         extrapolated=_outside_the_fit(everything, valued),
     )
@@ -201,7 +206,9 @@ def short(value: float) -> str:
 
 
 def _rows(b: Budget) -> list[tuple[str, str, str]]:
-    remark = "extrapolated: " + "; ".join(b.extrapolated) if b.extrapolated else ""
+    remark = "extrapolated: " + "; ".join(b.extrapolated) if b.extrapolated else f"{b.fit} fit"
+    if b.predicted_loss > b.untrained_loss:
+        remark = f"above ln(vocab) = {b.untrained_loss:.2f}, so it says nothing; {remark}"
     best = b.optimal_tokens / b.optimal_parameters
     return [
         ("parameters (all)", f"{b.parameters:,}", "the gate's N"),

@@ -55,6 +55,20 @@ class TokenDataset:
     note: str = ""
     reused: bool = True
 
+    def lines(self) -> list[str]:
+        """What is to be told of it, for people: why it was built, what was met, what it holds."""
+        m = self.manifest
+        out = [self.note, *SourceReport.from_json(m.report).lines()]
+        if m.duplicates:
+            out.append(f"{m.duplicates:,} exact duplicates dropped ({m.duplicate_bytes:,} bytes)")
+        out.append(m.split.sentence())
+        for name, side in (("training", m.train), ("validation", m.validation)):
+            out.append(
+                f"{name}: {side.tokens:,} tokens, {side.documents:,} documents, "
+                f"{side.bytes:,} bytes"
+            )
+        return out
+
 
 def build_dataset(
     paths: Sequence[str],

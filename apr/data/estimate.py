@@ -43,7 +43,9 @@ def estimate_memory(
     """Memory of one step of AdamW on `[batch_size, seq_len]` tokens, bytes.
 
     Weights, gradients and both moments are float32 (16 bytes a parameter); `dtype` is that of the
-    activations, under autocast. Attention by a fused kernel: no matrix of seq_len^2 is kept.
+    activations, under autocast, which keeps a copy of the weights in it. Attention by a fused
+    kernel: no matrix of seq_len^2 is kept. `logits` are the head's output, the loss' float32
+    log-probabilities, and their gradient, which are alive at once when backward begins.
 
     Raises:
         UsageError: `dtype` is unknown.
@@ -53,12 +55,11 @@ def estimate_memory(
     parameters = families.num_parameters(architecture)
     tokens = batch_size * seq_len
     return Memory(
-        weights=4 * parameters,
+        weights=(4 if dtype == "float32" else 4 + ELEMENT_BYTES[dtype]) * parameters,
         gradients=4 * parameters,
         optimizer=8 * parameters,
         activations=tokens * _saved_bytes_per_token(architecture, ELEMENT_BYTES[dtype]),
-        # The head's output, float32 for the loss, and the log-probabilities that the loss keeps.
-        logits=tokens * architecture.vocab_size * (4 + ELEMENT_BYTES[dtype]),
+        logits=tokens * architecture.vocab_size * 3 * 4,
     )
 
 

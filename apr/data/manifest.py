@@ -215,11 +215,8 @@ def changes(folder: Path, manifest: Manifest, recipe: Recipe, sources: str) -> l
     if old.tokenizer_fingerprint != recipe.tokenizer_fingerprint:
         a, b = old.tokenizer_fingerprint[:8], recipe.tokenizer_fingerprint[:8]
         out.append(f"the tokenizer changed (fingerprint {a}… -> {b}…)")
-    elif (old.vocab_size, old.end_of_text) != (recipe.vocab_size, recipe.end_of_text):
-        out.append(
-            f"the tokenizer changed (vocab_size {old.vocab_size} -> {recipe.vocab_size}, "
-            f"end of text {old.end_of_text} -> {recipe.end_of_text})"
-        )
+    elif old.end_of_text != recipe.end_of_text:
+        out.append(f"the end of text changed (id {old.end_of_text} -> {recipe.end_of_text})")
     if old.text_key != recipe.text_key:
         out.append(f"the text key changed ({old.text_key!r} -> {recipe.text_key!r})")
     if old.fraction != recipe.fraction:

@@ -7,6 +7,7 @@ files that hold no text by their reason. Bounded: counts are exact, examples are
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,7 +76,9 @@ class SourceReport:
                 out.append(f"  and {self.bad_records - len(self.bad_examples):,} more")
         if self.skipped:
             out.append(f"{self.skipped_files:,} files and folders left out:")
-            out += [f"  {count:,} x {reason}" for reason, count in self.skipped.most_common()]
+            for reason, count in self.skipped.most_common():
+                first = next((p for p, why in self.skipped_examples if why == reason), None)
+                out.append(f"  {count:,} x {reason}" + (f", e.g. {first}" if first else ""))
         return out
 
     def summary(self) -> str:
@@ -92,14 +95,31 @@ class SourceReport:
         return "; ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
-        """For the manifest."""
+        """For the manifest; `from_json` reads it back."""
         return {
+            "documents": self.documents,
             "files": self.files,
             "source_bytes": self.bytes_total,
             "empty_documents": self.empty_documents,
             "cuts": self.cuts,
             "bad_records": self.bad_records,
-            "bad_examples": [str(record) for record in self.bad_examples],
+            "bad_examples": [[r.source, r.line, r.reason] for r in self.bad_examples],
             "skipped": dict(sorted(self.skipped.items())),
             "skipped_examples": [list(pair) for pair in self.skipped_examples],
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SourceReport:
+        """The report of a finished pass, from a manifest."""
+        return cls(
+            files=data["files"],
+            bytes_total=data["source_bytes"],
+            bytes_read=data["source_bytes"],
+            documents=data["documents"],
+            empty_documents=data["empty_documents"],
+            cuts=data["cuts"],
+            bad_records=data["bad_records"],
+            bad_examples=[BadRecord(*row) for row in data["bad_examples"]],
+            skipped=Counter(data["skipped"]),
+            skipped_examples=[(path, reason) for path, reason in data["skipped_examples"]],
+        )

@@ -7,6 +7,7 @@ take two bytes.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,11 +115,13 @@ class TokenArray:
                 "token range", f"{start} to {stop} is not inside the {len(self)} tokens"
             )
         out = np.empty(stop - start, dtype=np.int64)
-        for shard, ids in enumerate(self._maps):
-            low, high = max(start, self._starts[shard]), min(stop, self._starts[shard + 1])
-            if low < high:
-                at = self._starts[shard]
-                out[low - start : high - start] = ids[low - at : high - at]
+        shard = bisect_right(self._starts, start) - 1
+        at = start
+        while at < stop:
+            first, end = self._starts[shard], min(stop, self._starts[shard + 1])
+            out[at - start : end - start] = self._maps[shard][at - first : end - first]
+            at = end
+            shard += 1
         return out
 
 
