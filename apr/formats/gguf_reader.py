@@ -222,14 +222,18 @@ class _Cursor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A mapped GGUF file. `tensors` are under GGUF's own names, shapes row-major `[out, in]`."""
+    """A mapped GGUF file.
+
+    `tensors` are under GGUF's own names, shapes row-major `[out, in]`; `offsets` says at which byte
+    of the file each begins.
+    """
 
     path: StrPath
     version: int
     alignment: int
     fields: Fields
     tensors: Mapping[str, Tensor]
-    data_offset: int
+    offsets: Mapping[str, int]
     size_bytes: int
 
     @classmethod
@@ -264,11 +268,12 @@ class GgufFile:
         data_offset = -(-cursor.position // alignment) * alignment
         _check_extents(cursor, infos, data_offset, alignment)
         tensors: dict[str, Tensor] = {}
+        offsets = {info.name: data_offset + info.offset for info in infos}
         for info in infos:
             if info.name in tensors:
                 cursor.fail(f"tensor {info.name!r} stands there twice")
             tensors[info.name] = info.tensor(mapped.view, data_offset)
-        return cls(mapped.path, version, alignment, fields, tensors, data_offset, mapped.size)
+        return cls(mapped.path, version, alignment, fields, tensors, offsets, mapped.size)
 
     @property
     def architecture(self) -> object:

@@ -1,0 +1,8 @@
+"""Writing a model in another format, with the proof that it is still the same model."""
+
+from __future__ import annotations
+
+from apr.export.report import Check, ExportReport, Outcome
+from apr.export.verb import FORMATS, export, proof_path
+
+__all__ = ["FORMATS", "Check", "ExportReport", "Outcome", "export", "proof_path"]

@@ -1,0 +1,52 @@
+"""In its own process: transformers loads the folder with nothing added, as a user would.
+
+Run by `apr.export.peers.ask`, without network.
+"""
+
+from __future__ import annotations
+
+from apr.export.peers import read_request, write_answer
+
+
+def main() -> None:
+    """Answer one request."""
+    import torch
+    import transformers
+
+    request = read_request()
+    torch.set_num_threads(request["threads"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(request["model"])
+    token_ids = [tokenizer.encode(text, add_special_tokens=False) for text in request["texts"]]
+    logits, continued = None, []
+    details: dict[str, object] = {
+        "version": transformers.__version__,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if request["prompt"]:
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            request["model"],
+            torch_dtype=getattr(torch, request.get("dtype", "float32")),
+            attn_implementation="sdpa",
+            output_loading_info=True,
+        )
+        details["class"] = type(model).__name__
+        details["problems"] = {
+            key: sorted(map(str, loading[key]))
+            for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
+            if loading.get(key)
+        }
+        model.eval()
+        with torch.inference_mode():
+            ids = list(request["prompt"])
+            out = model(torch.tensor([ids])).logits[0].float()
+            logits = out.numpy().copy()
+            for _ in range(request["greedy"]):
+                continued.append(int(out[-1].argmax()))
+                out = model(torch.tensor([ids + continued])).logits[0].float()
+    write_answer(request, token_ids=token_ids, greedy=continued, logits=logits, details=details)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""The proof of an export: opens what was written again, with our readers and with foreign ones.
+
+Written as a list of named questions, so that the report can say of each what it found, or why it
+could not be asked. Nothing here writes.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apr.errors import AprError
+from apr.export import comparison, peers, samples
+from apr.export.report import Check, Outcome, failed, passed, skipped, timed
+from apr.formats import open_model
+from apr.formats.opened import OpenedModel
+
+Float32 = npt.NDArray[np.float32]
+_NO_PEERS = "left out by --no-peers"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One written output, `target`, against its source; `ask_peers` lets other programs load it."""
+
+    source: OpenedModel
+    target: Path
+    format: str
+    ask_peers: bool = True
+    threads: int | None = None
+
+    @cached_property
+    def written(self) -> OpenedModel:
+        """The output, opened again."""
+        return open_model(self.target)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """What tokenizers are compared on."""
+        return samples.proof_texts()
+
+    @cached_property
+    def main_type(self) -> str:
+        """The storage type that most of the output's matrices have."""
+        names = Counter(t.dtype.name for t in self.written.tensors.values() if len(t.shape) > 1)
+        return names.most_common(1)[0][0]
+
+    @cached_property
+    def prompt(self) -> list[int]:
+        """Token ids whose logits are compared."""
+        rules = comparison.rules()
+        room = self.source.architecture.max_position_embeddings - rules["greedy_tokens"]
+        ids = self.source.require_tokenizer().encode(samples.prompt_text())
+        return ids[: max(1, min(rules["prompt_tokens"], room))]
+
+    @property
+    def greedy(self) -> int:
+        """How many tokens a peer may continue the prompt by, within the context."""
+        room = self.source.architecture.max_position_embeddings - len(self.prompt)
+        return max(0, min(int(comparison.rules()["greedy_tokens"]), room))
+
+    @cached_property
+    def precision(self) -> str | None:
+        """What the logits are computed in: float32 if a copy fits, else bfloat16, or None."""
+        count = sum(t.num_elements for t in self.source.tensors.values())
+        free = available_memory()
+        for name, size in (("float32", 4), ("bfloat16", 2)):
+            if free is None or count * size * 1.25 < free:
+                return name
+        return None
+
+    @cached_property
+    def source_logits(self) -> Float32:
+        """Our engine on the source, `[prompt, vocab]`."""
+        return self._logits(self.source)
+
+    @cached_property
+    def written_logits(self) -> Float32:
+        """Our engine on the output, `[prompt, vocab]`."""
+        return self._logits(self.written)
+
+    def _logits(self, model: OpenedModel) -> Float32:
+        from apr import engine
+
+        loaded = engine.load(model, device="cpu", dtype=self.precision, threads=self.threads)
+        out = loaded.logits(self.prompt)
+        del loaded
+        gc.collect()  # one model in memory at a time
+        return out
+
+    def run(self) -> Iterator[Check]:
+        """Ask everything, in the order in which an answer is cheap; stops after a failed tensor."""
+        questions: list[tuple[str, Callable[[], Outcome]]] = [
+            ("tensors", lambda: comparison.tensors(self.source, self.written)),
+            ("foreign reader", self.foreign),
+            ("metadata", lambda: comparison.metadata(self.source, self.written)),
+            ("tokenizer", self.tokenizer),
+            ("logits", self.logits),
+        ]
+        if self.format == "gguf":
+            questions += [("llama.cpp", self.llama_cpp), ("llama.cpp (wheel)", self.xllamacpp)]
+        else:
+            questions.append(("transformers", self.transformers))
+        for name, question in questions:
+            yield timed(name, lambda question=question: _guarded(question))  # type: ignore[misc]
+
+    def foreign(self) -> Outcome:
+        """Another implementation's reader sees the same tensors at the same bytes."""
+        from apr.export import foreign
+
+        if self.format == "gguf":
+            return foreign.gguf(self.target)
+        return foreign.safetensors(self.target)
+
+    def tokenizer(self) -> Outcome:
+        """Ids of real text, from the output's tokenizer and the source's."""
+        return comparison.tokenizers(self.source, self.written, self.texts)
+
+    def logits(self) -> Outcome:
+        """Logits of both, by our engine."""
+        if self.precision is None:
+            return skipped("the model does not fit into the free memory")
+        rules = comparison.rules()["logits"]
+        changed = any(
+            tensor.dtype != self.written.tensors[name].dtype
+            and not _widened(tensor.dtype.name, self.written.tensors[name].dtype.name)
+            for name, tensor in self.source.tensors.items()
+        )
+        bound = (
+            rules["converted"].get(self.main_type, rules["converted"]["F32"])
+            if changed
+            else rules["same_weights"]
+        )
+        out = comparison.logits(self.source_logits, self.written_logits, bound)
+        return Outcome(out.verdict, f"{out.message} ({self.precision})", out.figures)
+
+    # -- peers ----------------------------------------------------------------------------------
+
+    def _ask(self, peer: str, **options: Any) -> peers.Answer:
+        rule = comparison.rules()["peer_timeout"]
+        size = self.written.size_bytes / 1e9
+        return peers.ask(
+            peer,
+            self.target,
+            texts=self.texts,
+            prompt=self.prompt,
+            greedy=self.greedy,
+            threads=self.threads,
+            timeout=rule["seconds"] + rule["seconds_per_gigabyte"] * size,
+            **options,
+        )
+
+    def _unavailable(self, package: str) -> Outcome | None:
+        if not self.ask_peers:
+            return skipped(_NO_PEERS)
+        if not peers.installed(package):
+            return skipped(f"the package {package} is not installed")
+        if self.precision is None:
+            return skipped("the model does not fit into the free memory")
+        return None
+
+    def _same_ids(self, answer: peers.Answer) -> Outcome:
+        ours = self.source.require_tokenizer().encode_batch(self.texts)
+        return comparison.same_ids(self.texts, ours, answer.token_ids)
+
+    def llama_cpp(self) -> Outcome:
+        """llama.cpp's raw logits in its exact mode, and its token ids."""
+        reason = self._unavailable("llama_cpp")
+        if reason is not None:
+            return reason
+        answer = self._ask("llama_cpp")
+        ids = self._same_ids(answer)
+        if ids.verdict != "pass" or answer.logits is None:
+            return ids
+        rules = comparison.rules()["logits"]["llama_cpp"]
+        bound = rules.get(self.main_type, rules["other"])
+        out = comparison.logits(self.written_logits, answer.logits, bound)
+        version = answer.details["version"]
+        return Outcome(
+            out.verdict,
+            f"llama-cpp-python {version}: {ids.message}; {out.message}",
+            {**ids.figures, **out.figures, "greedy": answer.greedy, "version": version},
+        )
+
+    def xllamacpp(self) -> Outcome:
+        """llama.cpp from the ready wheel: token ids and the token it would continue with."""
+        reason = self._unavailable("xllamacpp")
+        if reason is not None:
+            return reason
+        answer = self._ask("xllamacpp")
+        ids = self._same_ids(answer)
+        if ids.verdict != "pass":
+            return ids
+        version = answer.details["version"]
+        message = f"xllamacpp {version}: {ids.message}"
+        if not answer.greedy:
+            return Outcome("pass", f"{message}; its first token ends the text", ids.figures)
+        row = self.written_logits[-1].astype(np.float64)
+        row -= np.log(np.exp(row - row.max()).sum()) + row.max()
+        best, theirs = int(row.argmax()), answer.greedy[0]
+        gap = float(row[best] - row[theirs])
+        stated = answer.details["log_probabilities"]
+        far = max(abs(float(row[token]) - value) for token, value in stated)
+        rules = comparison.rules()["logits"]["xllamacpp"]
+        bound = rules.get(self.main_type, rules["other"])
+        figures = {"greedy": answer.greedy, "max_abs_nats": far, "version": version}
+        message += f"; largest difference of {len(stated)} log-probabilities {far:.2e}"
+        if far > bound or (best != theirs and gap > bound):
+            return failed(
+                f"{message} (allowed {bound:g}); it continues with token {theirs}, our engine "
+                f"with {best}, {gap:.3f} nats apart",
+                **ids.figures,
+                **figures,
+            )
+        return passed(f"{message}; next token {theirs} as ours", **ids.figures, **figures)
+
+    def transformers(self) -> Outcome:
+        """AutoModelForCausalLM and AutoTokenizer on the folder, with nothing added."""
+        reason = self._unavailable("transformers")
+        if reason is not None:
+            return reason
+        answer = self._ask("transformers", dtype=self.precision)
+        problems = answer.details.get("problems")
+        if problems:
+            return failed(f"transformers reports {problems}")
+        ids = self._same_ids(answer)
+        if ids.verdict != "pass":
+            return ids
+        tokenizer = self.source.require_tokenizer()
+        eos = tokenizer.eos_token_ids[0] if tokenizer.eos_token_ids else None
+        if answer.details["eos_token_id"] != eos:
+            return failed(f"eos_token_id is {answer.details['eos_token_id']}, the source's {eos}")
+        if answer.logits is None:
+            return failed("transformers gave no logits")
+        rules = comparison.rules()["logits"]
+        exact = self.precision == "float32"
+        bound = rules["transformers"] if exact else rules["converted"]["BF16"]
+        out = comparison.logits(self.written_logits, answer.logits, bound)
+        version = answer.details["version"]
+        return Outcome(
+            out.verdict,
+            f"transformers {version}, {answer.details['class']} in {self.precision}: "
+            f"{ids.message}; {out.message}",
+            {**ids.figures, **out.figures, "greedy": answer.greedy, "version": version},
+        )
+
+
+def _guarded(question: Callable[[], Outcome]) -> Outcome:
+    """A question that could not be asked because the output is wrong is a failed one."""
+    try:
+        return question()
+    except AprError as error:
+        return failed(error.line())
+
+
+def _widened(source: str, target: str) -> bool:
+    """Whether every value of the source's type is one of the target's, so nothing was rounded."""
+    return target == "F32" and source in ("F16", "BF16")
+
+
+def available_memory() -> int | None:
+    """Bytes that can be used without swapping; None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
