@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from apr.tokenizer import Tokenizer
 
 
+AMX_PAYS_FROM = 5_000_000  # parameters outside the embedding; below, conversions eat the gain
+
+
 class BudgetRefused(GateFailed):
     """The data budget does not allow this run; `--json` carries the table."""
 
@@ -154,6 +157,8 @@ def prepare(config: TrainConfig, data_dir: Path) -> Prepared:
 
     tokens = len(dataset.train)
     settings, notes = decide(config, architecture, recipe, machine, tokens, windows)
+    if machine.device == "cpu" and machine.dtype == "float32" and _amx_pays(architecture):
+        notes.append("this CPU multiplies bfloat16 in hardware (AMX): --dtype bfloat16 is faster")
     unique, planned = tokens, settings.planned_tokens
     before = init.training if init is not None else None
     if before:
@@ -170,6 +175,16 @@ def prepare(config: TrainConfig, data_dir: Path) -> Prepared:
         settings, architecture, tokenizer, dataset, budget, bypassed, line, init,
         [f"data: {dataset.note}", *notes],
     )  # fmt: skip
+
+
+def _amx_pays(architecture: Architecture) -> bool:
+    """True where bfloat16 was measured faster on a CPU (docs/spec/decisions)."""
+    if families.num_parameters(architecture, embedding=False) < AMX_PAYS_FROM:
+        return False
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 def _tokenizer(config: TrainConfig, init: OpenedModel | None) -> Tokenizer:

@@ -27,9 +27,34 @@ from apr.train.prepare import BudgetRefused
 from apr.train.run import plan
 
 # Every key of the record that docs/spec/training.md promises.
-RECORD = """step epoch tokens_seen unique_tokens data_epochs train_loss validation_loss
-    validation_loss_se validation_tokens bits_per_byte seq_len batch_size grad_accum lr schedule
-    warmup_steps num_steps seed optimizer dtype device budget data receipt init preset""".split()
+RECORD = [
+    "step",
+    "epoch",
+    "tokens_seen",
+    "unique_tokens",
+    "data_epochs",
+    "train_loss",
+    "validation_loss",
+    "validation_loss_se",
+    "validation_tokens",
+    "bits_per_byte",
+    "seq_len",
+    "batch_size",
+    "grad_accum",
+    "lr",
+    "schedule",
+    "warmup_steps",
+    "num_steps",
+    "seed",
+    "optimizer",
+    "dtype",
+    "device",
+    "budget",
+    "data",
+    "receipt",
+    "init",
+    "preset",
+]
 
 
 def test_a_run_learns_and_leaves_whole_self_contained_files(config):
