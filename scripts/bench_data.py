@@ -22,7 +22,8 @@ from pathlib import Path
 
 from apr.receipt import receipt
 
-WORDS = [*["the", "of", "and", "sun", "river", "stone", "wind", "日本", "über", "def", "return", "import", "self", "==", "(", ")", ":"], "\n"]
+TEXT = "the of and sun river stone wind 日本 über def return import self == ( ) : \n"
+WORDS = TEXT.split(" ")
 
 
 def generate(path: Path, megabytes: int) -> None:

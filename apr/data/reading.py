@@ -19,10 +19,11 @@ from apr.data.files import SourceFile
 from apr.data.report import BadRecord
 from apr.errors import FeatureUnavailable
 
-# A document above this is cut at a paragraph or line border: the tokenizer needs some 250 bytes of
-# memory for each token that is in flight, so this bounds a worker at about half a gigabyte even if
-# every byte is a token.
+# The tokenizer needs some 250 bytes of memory for each token in flight. So a document above
+# MAX_DOCUMENT_BYTES is cut at paragraph or line borders into pieces of up to PIECE_BYTES: whatever
+# is common stays whole, and a huge file costs little memory.
 MAX_DOCUMENT_BYTES = 2 << 20
+PIECE_BYTES = 512 << 10
 # A line of JSON above this is a broken record: it would have to be held whole to be parsed.
 MAX_LINE_BYTES = 64 << 20
 CHUNK = 64 << 10
@@ -68,15 +69,15 @@ def records(file: SourceFile, text_key: str, progress: Progress) -> Iterator[Rec
 
 
 def cut_text(text: str) -> list[str]:
-    """A text in pieces of at most MAX_DOCUMENT_BYTES (UTF-8), cut at paragraph or line borders."""
+    """A text whole, or in pieces at paragraph or line borders if it is too long (UTF-8 bytes)."""
     if len(text) * 4 <= MAX_DOCUMENT_BYTES:
         return [text]
     data = memoryview(text.encode("utf-8"))
     if len(data) <= MAX_DOCUMENT_BYTES:
         return [text]
     pieces = []
-    while len(data) > MAX_DOCUMENT_BYTES:
-        end = _border(bytes(data[:MAX_DOCUMENT_BYTES]))
+    while len(data) > PIECE_BYTES:
+        end = _border(bytes(data[:PIECE_BYTES]))
         pieces.append(bytes(data[:end]).decode("utf-8"))
         data = data[end:]
     pieces.append(bytes(data).decode("utf-8"))
@@ -192,11 +193,14 @@ def _sniffed(chunks: Iterator[bytes]) -> Iterator[bytes]:
 def _plain_text(path: str, chunks: Iterator[bytes]) -> Iterator[Record | BadRecord]:
     buffer = bytearray()
     line = 1
+    limit = MAX_DOCUMENT_BYTES
     try:
         for chunk in chunks:
             buffer += chunk
-            while len(buffer) > MAX_DOCUMENT_BYTES:
-                end = _border(bytes(buffer[:MAX_DOCUMENT_BYTES]))
+            if len(buffer) > limit:
+                limit = PIECE_BYTES
+            while limit == PIECE_BYTES and len(buffer) > limit:
+                end = _border(bytes(buffer[:limit]))
                 piece = bytes(buffer[:end])
                 del buffer[:end]
                 yield _text_record(path, piece, line, cut=True)

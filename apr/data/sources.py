@@ -37,7 +37,8 @@ def iter_documents(
     """The documents of files, folders and globs, in a fixed order, empty ones left out.
 
     A text file is one document, a line of `.jsonl` and a row of Parquet are one each; a document
-    above 2 MiB is cut at paragraph or line borders into several. `report` is filled as it goes.
+    above 2 MiB is cut at paragraph or line borders into pieces of up to 512 KiB. `report` is filled
+    as it goes.
 
     Raises:
         NotFound: a path does not exist.

@@ -140,7 +140,8 @@ def test_several_frames_in_one_stream_are_all_read(tmp_path):
 
 
 def test_a_long_text_streams_in_pieces_cut_at_paragraphs(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 4000)
+    monkeypatch.setattr(reading, "PIECE_BYTES", 1000)
     monkeypatch.setattr(reading, "CHUNK", 256)
     text = "".join(f"paragraph {n} ünï\nsecond line\n\n" for n in range(200))
     (tmp_path / "long.txt").write_text(text)
@@ -153,10 +154,13 @@ def test_a_long_text_streams_in_pieces_cut_at_paragraphs(tmp_path, monkeypatch):
         assert document.line == before.count("\n") + 1
     (tmp_path / "same.jsonl").write_bytes(jsonl(text))
     assert read(tmp_path / "same.jsonl")[0] == texts
+    (tmp_path / "short.txt").write_text(text[:3500])
+    assert read(tmp_path / "short.txt")[0] == [text[:3500]]
 
 
 def test_text_without_any_border_is_cut_between_characters(monkeypatch):
     monkeypatch.setattr(reading, "MAX_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(reading, "PIECE_BYTES", 100)
     for text in ("🙂" * 99, "日" * 99, "é" * 99, "x" * 999):
         pieces = reading.cut_text("a" + text)
         assert "".join(pieces) == "a" + text
