@@ -99,14 +99,14 @@ class Built:
     max_token_id: int = 0
 
 
-def distinct_documents(job: Job, at_most: int) -> int:
-    """The number of distinct documents, counted up to `at_most`.
+def distinct_documents(job: Job, at_most: int, report: SourceReport) -> int:
+    """The number of distinct documents, counted up to `at_most`; `report` is filled so far.
 
     Raises:
         InvalidFormat: there is no text at all; see `iter_documents`.
     """
     seen: set[bytes] = set()
-    for document in job.documents(SourceReport()):
+    for document in job.documents(report):
         seen.add(digest_of(document.text))
         if len(seen) >= at_most:
             break

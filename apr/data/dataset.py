@@ -120,7 +120,8 @@ def build_dataset(
     if not reasons:
         return open_dataset(out, note="reused: sources and tokenizer are unchanged")
     job = Job(files, paths, text_key, on_bad_record)
-    few = distinct_documents(job, documents_wanted(fraction)) < documents_wanted(fraction)
+    wanted = documents_wanted(fraction)
+    few = distinct_documents(job, wanted, _copy(found)) < wanted
     split = Split("tails" if few else "documents", fraction)
     workers = workers or _cores()
     again = os.path.lexists(out) and any(out.iterdir())

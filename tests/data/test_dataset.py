@@ -265,6 +265,17 @@ def test_ids_beyond_the_vocabulary_and_a_missing_end_are_errors(tmp_path):
     assert end_of_text_id(ByteTokenizer(257, 0, (4, 5))) == 4
 
 
+def test_a_corpus_without_text_says_what_was_looked_at_and_leaves_nothing(tmp_path):
+    (tmp_path / "s").mkdir()
+    make(tmp_path / "s/x.jsonl", sentences(5))
+    (tmp_path / "s/noise").write_bytes(bytes(range(256)))
+    with pytest.raises(
+        InvalidFormat, match=r"looked at 2 files; 5 broken records .*x\.jsonl:1: no key 'body'"
+    ):
+        build_dataset([tmp_path / "s"], TOKENIZER, tmp_path / "out", text_key="body")
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
 @pytest.mark.parametrize("fraction", [0, -0.1, 0.6, 1.0])
 def test_a_fraction_that_empties_a_side_is_a_usage_error(tmp_path, fraction):
     make(tmp_path / "x.jsonl", sentences(5))
