@@ -1,0 +1,96 @@
+"""What is timed: a prompt in one pass, and single decode steps. Sampling and tokenizing are not.
+
+As in llama-bench: random token ids, `ppN` from an empty context, `tgN` N steps after one token.
+The workload sees an engine through a protocol, so that the tests time a known one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from apr.bench.timing import Clock
+
+SEED = 1234
+
+
+class SessionLike(Protocol):
+    """A sequence that can be continued."""
+
+    def prefill(self, ids: Sequence[int]) -> Any:
+        """Process ids; the last logits."""
+
+    def decode(self, token_id: int) -> Any:
+        """Process one id; the logits after it."""
+
+
+class EngineLike(Protocol):
+    """What is measured."""
+
+    def session(self) -> SessionLike:
+        """A new sequence."""
+
+    def synchronize(self) -> None:
+        """Wait until the device is done."""
+
+
+@dataclass
+class Workload:
+    """One test on one engine. `run` does it once and gives its seconds.
+
+    Args:
+        engine: what is measured.
+        test: `pp` or `tg`.
+        tokens: prompt tokens, or decode steps.
+        vocab: ids are drawn below this.
+        clock: seconds, monotonic.
+    """
+
+    engine: EngineLike
+    test: str
+    tokens: int
+    vocab: int
+    clock: Clock = time.perf_counter
+
+    def __post_init__(self) -> None:
+        drawn = np.random.default_rng(SEED).integers(0, self.vocab, self.tokens + 1)
+        self._ids = [int(i) for i in drawn]
+        self.first_token: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """As llama-bench calls it: `pp512`, `tg128`."""
+        return f"{self.test}{self.tokens}"
+
+    def run(self) -> float:
+        """Seconds of one run; for a prompt, `first_token` is then set as well.
+
+        Time to first token runs from the new session to the chosen token.
+        """
+        return self._prefill() if self.test == "pp" else self._decode()
+
+    def _prefill(self) -> float:
+        self.engine.synchronize()
+        begin = self.clock()
+        session = self.engine.session()
+        start = self.clock()
+        logits = session.prefill(self._ids[: self.tokens])
+        self.engine.synchronize()
+        end = self.clock()
+        int(np.argmax(logits))
+        self.first_token = self.clock() - begin
+        return end - start
+
+    def _decode(self) -> float:
+        session = self.engine.session()
+        session.prefill(self._ids[:1])
+        self.engine.synchronize()
+        start = self.clock()
+        for token in self._ids[1:]:
+            session.decode(token)
+        self.engine.synchronize()
+        return self.clock() - start
