@@ -73,13 +73,21 @@ def published(name: str) -> Json:
 
 def split_then_bytes(pattern: str) -> Json:
     """Split by a pattern, every match a piece, then map bytes to the alphabet."""
-    split = {
+    return {"type": "Sequence", "pretokenizers": [_split(pattern), _byte_level(use_regex=False)]}
+
+
+def split_every(characters: int) -> Json:
+    """A step that cuts long pieces; for training only, llama.cpp has nothing like it."""
+    return _split(rf"[\s\S]{{1,{characters}}}")
+
+
+def _split(pattern: str) -> Json:
+    return {
         "type": "Split",
         "pattern": {"Regex": pattern},
         "behavior": "Isolated",
         "invert": False,
     }
-    return {"type": "Sequence", "pretokenizers": [split, _byte_level(use_regex=False)]}
 
 
 def _byte_level(*, use_regex: bool) -> Json:

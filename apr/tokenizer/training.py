@@ -20,6 +20,8 @@ from apr.tokenizer.tokenizer import Tokenizer
 SMALLEST = 257  # every byte, and end-of-text
 # A pair seen once teaches nothing about text that is still to come; such merges are not made.
 MIN_FREQUENCY = 2
+# Longer pieces are learned from in parts of so many characters; encoding has no such limit.
+LONGEST_PIECE = 256
 
 
 class _Counted:
@@ -125,6 +127,8 @@ def _learn(counted: _Counted, count: int, pre: str) -> list[list[str]]:
 
     bare = _spec(pre, [], [])
     bare["added_tokens"] = []
+    # A piece of 200,000 letters would take the trainer minutes (quadratic in its length).
+    bare["pre_tokenizer"]["pretokenizers"].insert(1, pretokenizers.split_every(LONGEST_PIECE))
     library = Library.from_str(json.dumps(bare))
     library.model = models.BPE()
     trainer = trainers.BpeTrainer(
