@@ -122,3 +122,12 @@ def test_every_gate_of_the_contract_has_code_and_thresholds_and_the_other_way_ro
     for gate in gates:
         assert gate["proves"]
         assert set(gate["needs"]) <= set(names[: names.index(gate["name"])])
+
+
+def test_every_gate_stands_in_the_document():
+    from pathlib import Path
+
+    page = Path(__file__).resolve().parents[2] / "docs" / "spec" / "gates.md"
+    text = page.read_text(encoding="utf-8")
+    for gate in contracts.load("gates")["gates"]:
+        assert f"{gate['id']} `{gate['name']}`" in text
