@@ -158,7 +158,8 @@ def _byte_level_spec(kv: Mapping[str, Any], tokens: list[str], types: list[int])
         )
     rules = pretokenizers.rules(str(pre))
     spec = _empty_spec()
-    spec["pre_tokenizer"] = pretokenizers.published(str(pre))
+    # What llama.cpp does under this name, to the character; not what the original file had.
+    spec["pre_tokenizer"] = pretokenizers.trained(str(pre))
     spec["decoder"] = {
         "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True,
     }  # fmt: skip

@@ -65,12 +65,6 @@ def trained(name: str) -> Json:
     return split_then_bytes(trained_pattern(name))
 
 
-def published(name: str) -> Json:
-    """The `pre_tokenizer` section as published models of this name have it."""
-    pattern = str(rules(name)["recognised"][0])
-    return _byte_level(use_regex=True) if pattern == "ByteLevel" else split_then_bytes(pattern)
-
-
 def split_then_bytes(pattern: str) -> Json:
     """Split by a pattern, every match a piece, then map bytes to the alphabet."""
     return {"type": "Sequence", "pretokenizers": [_split(pattern), _byte_level(use_regex=False)]}

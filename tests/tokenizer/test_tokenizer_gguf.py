@@ -38,10 +38,9 @@ def test_our_keys_come_back(chatty, hard, assert_same):
     assert after.tokens() == chatty.tokens()
     assert after.eos_token_ids == chatty.eos_token_ids
     assert after.to_gguf() == keys
-    for text in hard[:-2]:  # without letters of Unicode 16, where the published pattern differs
-        if "ſ" not in text:
-            ids = chatty.encode(text, add_special_tokens=True)
-            assert after.encode(text, add_special_tokens=True) == ids
+    for text in hard:
+        ids = chatty.encode(text, add_special_tokens=True)
+        assert after.encode(text, add_special_tokens=True) == ids
 
 
 def test_types_flags_and_ends_are_written(chatty):
