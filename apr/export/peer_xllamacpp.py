@@ -7,6 +7,7 @@ tokenizer is reached through the server that it is. Run by `apr.export.peers.ask
 from __future__ import annotations
 
 import json
+import urllib.error
 import urllib.request
 from typing import Any
 
@@ -39,20 +40,23 @@ def main() -> None:
     continued: list[int] = []
     first: list[dict[str, Any]] = []
     if prompt and greedy:
-        answer = server.handle_completions(
+        answer = _post(
+            server.listening_address + "/completion",
             {
                 "prompt": prompt,
                 "n_predict": greedy,
                 "temperature": 0,
                 "n_probs": _TOP,
                 "cache_prompt": False,
-            }
+                "return_tokens": True,
+            },
         )
-        if "error" in answer:
-            raise SystemExit(f"error: {answer['error']}")
-        steps = ((answer.get("choices") or [{}])[0].get("logprobs") or {}).get("content") or []
-        continued = [step["id"] for step in steps]
-        first = steps[0]["top_logprobs"] if steps else []
+        continued = list(answer["tokens"])
+        # A token that leaves a character half-written has no entry among the probabilities: only
+        # an entry that is the first token's may be taken for it.
+        steps = answer.get("completion_probabilities") or []
+        if continued and steps and steps[0]["id"] == continued[0]:
+            first = steps[0]["top_logprobs"]
     write_answer(
         request,
         token_ids=token_ids,
@@ -65,13 +69,21 @@ def main() -> None:
 
 
 def _tokenize(address: str, text: str) -> list[int]:
-    body = json.dumps({"content": text, "add_special": False, "parse_special": False}).encode()
-    call = urllib.request.Request(
-        f"{address}/tokenize", data=body, headers={"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(call, timeout=60) as response:
-        tokens: list[int] = json.load(response)["tokens"]
+    body = {"content": text, "add_special": False, "parse_special": False}
+    tokens: list[int] = _post(f"{address}/tokenize", body)["tokens"]
     return tokens
+
+
+def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    call = urllib.request.Request(
+        url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(call) as response:
+            answer: dict[str, Any] = json.load(response)
+    except urllib.error.HTTPError as error:
+        raise SystemExit(f"error: {error.read().decode('utf-8', 'replace')}") from None
+    return answer
 
 
 if __name__ == "__main__":

@@ -208,11 +208,12 @@ class Proof:
         best, theirs = int(row.argmax()), answer.greedy[0]
         gap = float(row[best] - row[theirs])
         stated = answer.details["log_probabilities"]
-        far = max(abs(float(row[token]) - value) for token, value in stated)
+        far = max((abs(float(row[token]) - value) for token, value in stated), default=0.0)
         rules = comparison.rules()["logits"]["xllamacpp"]
         bound = rules.get(self.main_type, rules["other"])
         figures = {"greedy": answer.greedy, "max_abs_nats": far, "version": version}
-        message += f"; largest difference of {len(stated)} log-probabilities {far:.2e}"
+        if stated:
+            message += f"; largest difference of {len(stated)} log-probabilities {far:.2e}"
         if far > bound or (best != theirs and gap > bound):
             return failed(
                 f"{message} (allowed {bound:g}); it continues with token {theirs}, our engine "
