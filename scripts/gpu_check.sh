@@ -24,7 +24,11 @@ step() {
 apr() { "$python" -m apr.cli.main "$@"; }
 
 "$python" - <<'P' || exit 9
-import sys, torch
+import sys
+try:
+    import torch
+except ImportError:
+    sys.exit("error: gpu_check: this python has no torch; set PYTHON to one that has")
 if not torch.cuda.is_available():
     sys.exit(f"error: gpu_check: torch {torch.__version__} sees no CUDA device")
 print(torch.__version__, torch.cuda.get_device_name(0))

@@ -60,10 +60,10 @@ def start(args: list[str], log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*APR, "pretrain", *args], stdout=out, stderr=out)
 
 
-def saving(run: Path) -> bool:
-    """True while a checkpoint or state lies under a temporary name."""
+def saving(run: Path, pid: int) -> bool:
+    """True while a checkpoint or state of the process lies under a temporary name."""
     return any(
-        ".tmp-" in path.name
+        path.name.endswith(f".tmp-{pid}")
         for folder in (run, run / "ckpt", run / "state")
         if folder.is_dir()
         for path in folder.iterdir()
@@ -87,7 +87,7 @@ def wait_for_moment(process: subprocess.Popen[bytes], run: Path, draw: random.Ra
         if deadline is not None and now >= deadline:
             if starting or not want_save or now > deadline + 10:
                 return True
-            if saving(run):
+            if saving(run, process.pid):
                 time.sleep(draw.uniform(0.0, 0.01))
                 return process.poll() is None
         time.sleep(0.0005)
@@ -148,7 +148,7 @@ def kill_often(flags: list[str], run: Path, kills: int, seed: int, log: Path) ->
         process.send_signal(signal.SIGKILL)
         process.wait()
         done += 1
-        if saving(run):
+        if saving(run, process.pid):
             report.during_save += 1
         elif resumable or any((run / "state").glob("step-*")):
             report.between += 1

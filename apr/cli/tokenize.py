@@ -93,11 +93,13 @@ def encode_command(
         workers=workers,
     )
     summary = built.manifest.summary()
+    errors = Console(stderr=True)
+    for line in built.lines():
+        errors.print(line, style="", markup=False, highlight=False, soft_wrap=True)
     if as_json:
         result = {"path": str(out), "note": built.note, "reused": built.reused, **summary}
         print(json.dumps(result, allow_nan=False))
         return
-    Console(stderr=True).print(built.note, style="", markup=False, highlight=False, soft_wrap=True)
     print(
         f"{out}: {summary['tokens']:,} tokens of {summary['documents']:,} documents "
         f"({summary['train']['tokens']:,} to train on, {summary['validation']['tokens']:,} to "
