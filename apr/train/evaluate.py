@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 TEMPERATURE = 0.8
+PROBE_TOKENS = 256
 
 
 class TokenSource(Protocol):
@@ -114,6 +115,20 @@ def evaluate(
     return Evaluation(
         step, loss, _standard_error(per_sequence), bits, windows.num_tokens, per_sequence
     )
+
+
+def probe(model: Decoder, windows: Windows) -> dict[str, Any]:
+    """Held-out ids and the loss of `ids[1:]` on them, for `apr qa` to compute again.
+
+    Always in float32: whoever changes a weight, a rotary pairing or the tokenizer afterwards moves
+    it, and can be held to the bit patterns that the file stores.
+    """
+    ids = windows.ids[0, : PROBE_TOKENS + 1]
+    device = model.lm_head.weight.device
+    with torch.inference_mode():
+        states = model.hidden(ids[None, :-1].to(device))
+        losses = token_losses(states, model.lm_head.weight, ids[None, 1:].to(device))
+    return {"ids": ids.tolist(), "loss": float(losses.double().mean()), "dtype": "float32"}
 
 
 def _standard_error(values: npt.NDArray[np.float64]) -> float | None:

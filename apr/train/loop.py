@@ -27,7 +27,7 @@ from apr.model.decoder import Decoder
 from apr.model.loss import token_losses
 from apr.train import save, state
 from apr.train.display import Display, Figures, escaped, loss_text
-from apr.train.evaluate import Evaluation, Windows, evaluate, sample
+from apr.train.evaluate import Evaluation, Windows, evaluate, probe, sample
 from apr.train.log import MetricsLog, draw_curve
 from apr.train.optimizer import set_lr
 from apr.train.settings import Settings
@@ -399,6 +399,7 @@ class Trainer:
             "bits_per_byte": evaluation["bits_per_byte"],
             "train_seconds": progress.train_seconds,
             "lr": self._last_lr,
+            "probe": probe(self.parts.model, self.parts.windows),
         }
 
     def total_seconds(self) -> float:

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from apr import open_model as apr_open
+
 pytestmark = pytest.mark.slow
 
 PROMPT = "def __init__(self, name, value):\n    self.name = name\n"
@@ -91,6 +93,8 @@ def test_every_verb_passed_and_skipped_checks_are_not_counted(pipeline):
     for gate in said["qa"]["gates"]:
         assert gate["verdict"] in ("pass", "skip"), gate
         assert gate["verdict"] != "skip" or gate["reason"], gate
+    verdicts = {gate["name"]: gate["verdict"] for gate in said["qa"]["gates"]}
+    assert verdicts["training_probe"] == "pass"
     assert said["inspect"]["checksum_valid"] is True
 
 
@@ -118,6 +122,11 @@ def test_transformers_loads_the_folder_and_agrees(pipeline, engine, prompt, gree
     with torch.no_grad():
         theirs = model(torch.tensor([prompt])).logits[0].numpy()
     assert np.abs(theirs - engine.logits(prompt)).max() < 1e-4
+    probe = apr_open(pipeline["model"]).training["probe"]
+    with torch.no_grad():
+        states = model(torch.tensor([probe["ids"][:-1]])).logits[0]
+    loss = torch.nn.functional.cross_entropy(states, torch.tensor(probe["ids"][1:])).item()
+    assert loss == pytest.approx(probe["loss"], abs=1e-5)
     out = model.generate(
         torch.tensor([prompt]), max_new_tokens=GREEDY, min_new_tokens=GREEDY, do_sample=False
     )
