@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from apr.tokenizer import Tokenizer
 
 
-AMX_PAYS_FROM = 5_000_000  # parameters outside the embedding; below, conversions eat the gain
+AMX_PAYS_FROM = 2_000_000  # parameters outside the embedding; below, conversions eat the gain
 
 
 class BudgetRefused(GateFailed):
