@@ -201,11 +201,16 @@ class Proof:
             return ids
         version = answer.details["version"]
         message = f"xllamacpp {version}: {ids.message}"
-        if not answer.greedy:
-            return Outcome("pass", f"{message}; its first token ends the text", ids.figures)
+        if not self.greedy:
+            return Outcome("pass", f"{message}; no room to continue the prompt", ids.figures)
         row = self.written_logits[-1].astype(np.float64)
         row -= np.log(np.exp(row - row.max()).sum()) + row.max()
-        best, theirs = int(row.argmax()), answer.greedy[0]
+        best = int(row.argmax())
+        if not answer.greedy:
+            ends = best in self.source.require_tokenizer().eos_token_ids
+            judge = passed if ends else failed
+            return judge(f"{message}; it ends the text here, our engine gives {best}")
+        theirs = answer.greedy[0]
         gap = float(row[best] - row[theirs])
         stated = answer.details["log_probabilities"]
         far = max((abs(float(row[token]) - value) for token, value in stated), default=0.0)

@@ -295,18 +295,18 @@ def _hf_tokenizer(path: Path, config: Mapping[str, Any]) -> TokenizerFacts | Non
     record = _optional(path / "apr-tokenizer.json")
     model = spec.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocab, dict) or not all(isinstance(id, int) for id in vocab.values()):
+    if not isinstance(vocab, dict) or set(map(type, vocab.values())) - {int}:
         raise InvalidFormat(path / "tokenizer.json", "has no model.vocab of ids")
     added = [t for t in spec.get("added_tokens") or [] if isinstance(t, dict)]
-    ids = {**vocab, **{str(t.get("content")): t.get("id") for t in added}}
-    known = set(ids.values())
+    by_text = {str(t.get("content")): t.get("id") for t in added}
+    known = set(vocab.values()).union(by_text.values())
     listed = max(len(known), int(record.get("vocab_size") or 0))
 
     def token(name: str) -> Any:
         value = settings.get(f"{name}_token")
         text = value.get("content") if isinstance(value, dict) else value
         stated = config.get(f"{name}_token_id") if f"{name}_token" not in settings else None
-        return ids.get(text) if isinstance(text, str) else stated
+        return by_text.get(text, vocab.get(text)) if isinstance(text, str) else stated
 
     eos = config.get("eos_token_id")
     return TokenizerFacts(
