@@ -348,6 +348,7 @@ class Trainer:
         )
         if after:
             p.display.note(f"  sample: {escaped(before)}|{escaped(after)}")
+        p.display.figures(self.figures(), report=False)
         path = save.checkpoint_path(p.run_dir, progress.epoch)
         if best:
             progress.best_loss, self.best_sequences = found.loss, found.per_sequence
