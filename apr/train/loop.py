@@ -13,9 +13,8 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,81 +22,17 @@ import torch
 
 from apr.errors import TrainingDiverged
 from apr.model.costs import peaks, train_flops_per_token
-from apr.model.decoder import Decoder
 from apr.model.loss import token_losses
 from apr.train import save, state
-from apr.train.display import Display, Figures, escaped, loss_text
-from apr.train.evaluate import Evaluation, Windows, evaluate, probe, sample
-from apr.train.log import MetricsLog, draw_curve
+from apr.train.display import Figures, escaped, loss_text
+from apr.train.evaluate import Evaluation, evaluate, probe, sample
+from apr.train.log import draw_curve
 from apr.train.optimizer import set_lr
-from apr.train.settings import Settings
+from apr.train.parts import Parts, Progress
 from apr.train.stops import Divergence, EarlyStop
-
-if TYPE_CHECKING:
-    from apr.tokenizer import Tokenizer
 
 QUEUED_STEPS = 10  # on CUDA, before the host waits
 DRAW_EVERY = 30.0  # seconds between pictures; one is always drawn at the end
-
-
-class BatchSource(Protocol):
-    """What is needed of `apr.data.Batches`."""
-
-    tokens_seen: int
-
-    @property
-    def epoch(self) -> int:
-        """Passes over the data that are finished."""
-
-    @property
-    def unique_tokens(self) -> int:
-        """Distinct tokens given out so far."""
-
-    def next(self) -> npt.NDArray[np.int64]:
-        """The next `[batch, seq + 1]` ids; raises `DataExhausted`."""
-
-    def state(self) -> dict[str, Any]:
-        """The exact position."""
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a position."""
-
-
-@dataclass
-class Parts:
-    """What the loop works with."""
-
-    run_dir: Path
-    name: str
-    model: Decoder
-    tokenizer: Tokenizer
-    optimizer: torch.optim.Optimizer
-    batches: BatchSource
-    windows: Windows
-    settings: Settings
-    log: MetricsLog
-    display: Display
-    record: Callable[[dict[str, Any]], dict[str, Any]]  # figures -> the training record
-    saved_values: dict[str, Any]  # what state.json holds beside the loop's own
-    exhausted: type[Exception]
-
-
-@dataclass
-class Progress:
-    """Where the run stands; all of it is in the state."""
-
-    step: int = 0
-    epoch: int = 0
-    train_seconds: float = 0.0
-    seconds: float = 0.0
-    last_loss: float = float("nan")
-    best_loss: float | None = None
-    best_step: int = 0
-    best_epoch: int = 0
-    last_checkpoint: str | None = None
-    last_evaluation: dict[str, Any] | None = None
-    best_evaluation: dict[str, Any] | None = None
-    passes_reported: int = 0
 
 
 @dataclass

@@ -33,6 +33,7 @@ class Notes(Silent):
 
     def figures(self, figures, *, report: bool) -> None:
         if figures.step == self.stop_at:
+            self.stop_at = None  # once: a second Ctrl-C means at once
             os.kill(os.getpid(), self.number)
 
     @property
