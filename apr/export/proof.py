@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from apr.export import comparison, peers, samples
 from apr.export.report import Check, Outcome, failed, passed, skipped, timed
 from apr.formats import open_model
 from apr.formats.opened import OpenedModel
+from apr.formats.streaming import Sources
 
 Float32 = npt.NDArray[np.float32]
 _NO_PEERS = "left out by --no-peers"
@@ -90,10 +91,16 @@ class Proof:
     def _logits(self, model: OpenedModel) -> Float32:
         from apr import engine
 
-        loaded = engine.load(model, device="cpu", dtype=self.precision, threads=self.threads)
+        # One model in memory at a time: weights are views of the file's pages where their type
+        # allows it, and pages stay resident until they are given back.
+        sources = Sources()
+        tensors = {name: sources.watch(tensor) for name, tensor in model.tensors.items()}
+        watched = replace(model, tensors=tensors)
+        loaded = engine.load(watched, device="cpu", dtype=self.precision, threads=self.threads)
         out = loaded.logits(self.prompt)
-        del loaded
-        gc.collect()  # one model in memory at a time
+        del loaded, watched
+        gc.collect()
+        sources.release(forget=True)
         return out
 
     def run(self) -> Iterator[Check]:
