@@ -17,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 
+# What changes speed without standing on the command line.
+_THREADING = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
 def apr_version() -> str:
     """The installed version."""
     try:
@@ -87,6 +91,9 @@ def receipt(device: str | None = None) -> dict[str, Any]:
     if torch is not None:
         out["torch"] = torch.__version__
         out["threads"] = torch.get_num_threads()
+    threading = {k: os.environ[k] for k in _THREADING if k in os.environ}
+    if threading:
+        out["environment"] = threading
     if device is not None:
         out["device"] = device
         if device.startswith("cuda") and torch is not None:

@@ -68,15 +68,32 @@ def install_torch() -> None:
         return
     say(f"no GPU here: installing the CPU build of torch {TORCH}")
     # Where pip's own sources have the CPU build, that is all; else uv knows where PyTorch keeps it.
-    if subprocess.run(
-        [BIN / "python", "-m", "pip", "install", "-q", f"torch=={TORCH}+cpu"],
-        cwd=ROOT, capture_output=True,
-    ).returncode == 0:
+    if (
+        subprocess.run(
+            [BIN / "python", "-m", "pip", "install", "-q", f"torch=={TORCH}+cpu"],
+            cwd=ROOT,
+            capture_output=True,
+        ).returncode
+        == 0
+    ):
         return
-    if pip("install", "-q", "uv") and run(
-        BIN / "python", "-m", "uv", "pip", "install", "-q", "--python", BIN / "python",
-        "--torch-backend", "cpu", f"torch=={TORCH}",
-    ) == 0:
+    if (
+        pip("install", "-q", "uv")
+        and run(
+            BIN / "python",
+            "-m",
+            "uv",
+            "pip",
+            "install",
+            "-q",
+            "--python",
+            BIN / "python",
+            "--torch-backend",
+            "cpu",
+            f"torch=={TORCH}",
+        )
+        == 0
+    ):
         return
     stop(
         "the CPU build of torch could not be installed; install it into .venv as pytorch.org's "
@@ -102,7 +119,8 @@ def install_exact() -> None:
     """Install llama-cpp-python, a source package: pip compiles it once and caches the wheel."""
     say("installing llama-cpp-python; the first time it compiles llama.cpp, about 4 to 10 minutes")
     install(
-        "[dev,exact]", "exact",
+        "[dev,exact]",
+        "exact",
         CMAKE_ARGS=os.environ.get("CMAKE_ARGS", "-DGGML_NATIVE=ON"),
         CMAKE_BUILD_PARALLEL_LEVEL=os.environ.get(
             "CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 2)

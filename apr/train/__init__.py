@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +18,6 @@ _LAZY = {
     "TrainResult": "apr.train.run",
     "pretrain": "apr.train.run",
 }
-
-# Threads of torch that wait for each other spin, and on cores that something else uses too, one
-# busy neighbour then made training ten times slower. Ten thousand turns and then sleeping costs
-# nothing on a quiet machine (docs/spec/decisions/training-on-the-cpu.md). Read when torch loads.
-if "torch" not in sys.modules:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __all__ = ["TrainConfig", "TrainResult", "pretrain"]
 
