@@ -97,9 +97,10 @@ def run(argv: list[str] | None = None) -> int:
     """Run the command line on `argv` (default: this process' own); the exit code."""
     if argv is not None:
         sys.argv = ["apr", *argv]
-    # Threads of torch that wait for each other spin, and on cores that something else uses too, one
-    # busy neighbour then made training ten times slower. Ten thousand turns and then sleeping costs
-    # nothing on a quiet machine (docs/spec/decisions/training-on-the-cpu.md). Read when torch loads.
+    # Threads of torch that wait for each other spin, and on cores that something else uses too,
+    # one busy neighbour then made training ten times slower. Ten thousand turns and then sleeping
+    # costs nothing on a quiet machine (docs/spec/decisions/training-on-the-cpu.md). Read when torch
+    # loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         result = app(args=sys.argv[1:], prog_name="apr", standalone_mode=False)
