@@ -59,7 +59,8 @@ def make_venv() -> None:
 
 
 def install_torch() -> None:
-    if run(BIN / "python", "-c", "import torch") == 0:
+    has_torch = [BIN / "python", "-c", "import torch"]
+    if subprocess.run(has_torch, capture_output=True).returncode == 0:
         return
     if platform.system() != "Linux" or has_gpu():
         say("installing torch (the build that pip chooses for this machine)")
