@@ -129,7 +129,13 @@ class Proof:
 
     def tokenizer(self) -> Outcome:
         """Ids of real text, from the output's tokenizer and the source's."""
-        return comparison.tokenizers(self.source, self.written, self.texts)
+        found = comparison.tokenizers(self.source, self.written, self.texts)
+        caveats = self.source.require_tokenizer().gguf_caveats if self.format == "gguf" else []
+        if not caveats:
+            return found
+        # The texts agree, but others can differ: whoever hands the file on must know.
+        message = "; ".join([found.message, *(f"note: {caveat}" for caveat in caveats)])
+        return replace(found, message=message, figures={**found.figures, "caveats": caveats})
 
     def logits(self) -> Outcome:
         """Logits of both, by our engine."""

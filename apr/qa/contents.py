@@ -11,6 +11,7 @@ from apr.errors import AprError
 from apr.qa import samples
 from apr.qa.report import Finding
 from apr.qa.subject import Subject
+from apr.tokenizer.expectations import special_token_problems
 
 if TYPE_CHECKING:
     from apr.formats.opened import OpenedModel
@@ -84,8 +85,7 @@ def tokenizer(subject: Subject, limits: Limits) -> Finding:
     problems = []
     if subject.model is not None:
         problems += _sizes(subject.model, found)
-    if not found.eos_token_ids:
-        problems.append("no end-of-text token (eos_token_id): nothing would end a text")
+    problems += [f"[{rule}] {sentence}" for rule, sentence in special_token_problems(found)]
     special = {
         "bos": found.bos_token_id,
         "pad": found.pad_token_id,
