@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "pretrain": ("pretrain", "Train a model from a corpus, behind the budget gate."),
     "qa": ("qa", "Judge a checkpoint by gates; exit 5 if one fails."),
     "bench": ("bench", "Measure prefill and decode, with the receipt."),
+    "import": ("import_", "Make one .apr file of a Hugging Face folder or a GGUF, proven."),
     "export": ("export", "Write GGUF or a Hugging Face folder, and prove it."),
     "inspect": ("inspect", "Show what a file holds and what it lacks, without reading weights."),
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from apr.export.act import proof_path
 from apr.export.report import Check, ExportReport, Outcome
-from apr.export.verb import FORMATS, export, proof_path
+from apr.export.verb import FORMATS, export
 
 __all__ = ["FORMATS", "Check", "ExportReport", "Outcome", "export", "proof_path"]

@@ -27,6 +27,8 @@ _STEP = 8 << 20  # bytes compared at once; a multiple of every element's size
 # Largest error where a type's numbers lose precision near zero (half of its smallest step), and
 # for Q8_0 127 times that of the f16 scale.
 _SMALLEST = {"F16": 2.0**-25, "BF16": 2.0**-134, "Q8_0": 127 * 2.0**-25}
+# What an import states itself: name, provenance, and what follows from the architecture.
+_NEW_IN_APR = {"name", "source", "created_at", "import", "hf_architecture", "hf_model_type"}
 # What a GGUF has no key for: the family says it.
 _NOT_IN_GGUF = ("initializer_range", "hidden_act", "rope_scaling")
 
@@ -121,13 +123,19 @@ def _allowed(values: Float32, dtype: DType) -> npt.NDArray[np.float64]:
 
 
 def metadata(source: OpenedModel, written: OpenedModel) -> Outcome:
-    """Architecture, name, licence and training record, as the written file states them."""
+    """Architecture, licence, training record and the like, as the written file states them."""
     differences = architecture_differences(
         source.architecture,
         written.architecture,
         left_out=_NOT_IN_GGUF if written.format == "gguf" else (),
     )
-    for key in ("license", "author", "description", "training"):
+    # An .apr file keeps all that its source says, apart from what is new about it.
+    keys = (
+        source.metadata.keys() - _NEW_IN_APR
+        if written.format == "apr"
+        else ("license", "author", "description", "training")
+    )
+    for key in sorted(keys):
         ours, theirs = source.metadata.get(key), written.metadata.get(key)
         if ours is not None and ours != theirs:
             differences.append(f"{key} is {_short(theirs)}, the source's {_short(ours)}")
@@ -135,7 +143,8 @@ def metadata(source: OpenedModel, written: OpenedModel) -> Outcome:
         return failed("; ".join(differences))
     compared = len(fields(Architecture)) - (len(_NOT_IN_GGUF) if written.format == "gguf" else 0)
     record = ", training record equal" if source.training is not None else ""
-    return passed(f"architecture equal ({compared} values){record}")
+    kept = len([k for k in keys if source.metadata.get(k) is not None])
+    return passed(f"architecture equal ({compared} values), {kept} further entries{record}")
 
 
 def architecture_differences(

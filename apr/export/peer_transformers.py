@@ -37,6 +37,9 @@ def main() -> None:
             for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
             if loading.get(key)
         }
+        ends = model.generation_config.eos_token_id
+        listed = ends if isinstance(ends, list) else [ends]
+        details["generation_eos_token_ids"] = [i for i in listed if i is not None]
         model.eval()
         with torch.inference_mode():
             ids = list(request["prompt"])

@@ -1,4 +1,7 @@
-"""The proof of an export: opens what was written again, with our readers and with foreign ones.
+"""The proof of an export or import: opens what was written again, and asks foreign readers.
+
+No other program reads `.apr`: for an import the foreign ones load the source, and their answers are
+held against our engine on the written file.
 
 Written as a list of named questions, so that the report can say of each what it found, or why it
 could not be asked. Nothing here writes.
@@ -51,8 +54,21 @@ class Proof:
     @cached_property
     def main_type(self) -> str:
         """The storage type that most of the output's matrices have."""
-        names = Counter(t.dtype.name for t in self.written.tensors.values() if len(t.shape) > 1)
-        return names.most_common(1)[0][0]
+        return _main_type(self.written)
+
+    @cached_property
+    def shown_to_peers(self) -> OpenedModel:
+        """What other programs load: the output, or for an `.apr` file its source."""
+        return self.source if self.format == "apr" else self.written
+
+    @cached_property
+    def changed(self) -> bool:
+        """Whether a tensor has values that its source has not: it was rounded to another type."""
+        return any(
+            tensor.dtype != self.written.tensors[name].dtype
+            and not _widened(tensor.dtype.name, self.written.tensors[name].dtype.name)
+            for name, tensor in self.source.tensors.items()
+        )
 
     @cached_property
     def prompt(self) -> list[int]:
@@ -112,9 +128,11 @@ class Proof:
             ("tokenizer", self.tokenizer),
             ("logits", self.logits),
         ]
-        if self.format == "gguf":
+        if self.format == "apr":
+            questions.insert(1, ("checksum", self.checksum))
+        if self.shown_to_peers.format == "gguf":
             questions += [("llama.cpp", self.llama_cpp), ("llama.cpp (wheel)", self.xllamacpp)]
-        else:
+        elif self.shown_to_peers.format == "hf":
             questions.append(("transformers", self.transformers))
         for name, question in questions:
             yield timed(name, lambda question=question: _guarded(question))  # type: ignore[misc]
@@ -123,9 +141,26 @@ class Proof:
         """Another implementation's reader sees the same tensors at the same bytes."""
         from apr.export import foreign
 
-        if self.format == "gguf":
-            return foreign.gguf(self.target)
-        return foreign.safetensors(self.target)
+        shown = self.shown_to_peers
+        read = foreign.gguf if shown.format == "gguf" else foreign.safetensors
+        out = read(shown.path)
+        return replace(out, message=self._of_source + out.message)
+
+    @property
+    def _of_source(self) -> str:
+        """What a message begins with where another program saw the source, not the output."""
+        return "of the source, " if self.format == "apr" else ""
+
+    def checksum(self) -> Outcome:
+        """Every byte and every rule of the written `.apr` file."""
+        from apr.checkpoint import verify
+
+        found = verify(self.target)
+        return passed(
+            f"checksum {found.checksum} over {found.size_bytes:,} bytes holds",
+            checksum=found.checksum,
+            size_bytes=found.size_bytes,
+        )
 
     def tokenizer(self) -> Outcome:
         """Ids of real text, from the output's tokenizer and the source's."""
@@ -142,14 +177,9 @@ class Proof:
         if self.precision is None:
             return skipped("the model does not fit into the free memory")
         rules = comparison.rules()["logits"]
-        changed = any(
-            tensor.dtype != self.written.tensors[name].dtype
-            and not _widened(tensor.dtype.name, self.written.tensors[name].dtype.name)
-            for name, tensor in self.source.tensors.items()
-        )
         bound = (
             rules["converted"].get(self.main_type, rules["converted"]["F32"])
-            if changed
+            if self.changed
             else rules["same_weights"]
         )
         out = comparison.logits(self.source_logits, self.written_logits, bound)
@@ -159,10 +189,10 @@ class Proof:
 
     def _ask(self, peer: str, **options: Any) -> peers.Answer:
         rule = comparison.rules()["peer_timeout"]
-        size = self.written.size_bytes / 1e9
+        size = self.shown_to_peers.size_bytes / 1e9
         return peers.ask(
             peer,
-            self.target,
+            self.shown_to_peers.path,
             texts=self.texts,
             prompt=self.prompt,
             greedy=self.greedy,
@@ -184,6 +214,14 @@ class Proof:
         ours = self.source.require_tokenizer().encode_batch(self.texts)
         return comparison.same_ids(self.texts, ours, answer.token_ids)
 
+    def _bound(self, bound: dict[str, float]) -> dict[str, float]:
+        """A peer's bound; wider where it computes with the source and the output was rounded."""
+        if self.format != "apr" or not self.changed:
+            return bound
+        converted = comparison.rules()["logits"]["converted"]
+        rounded = converted.get(self.main_type, converted["F32"])
+        return {key: max(value, rounded[key]) for key, value in bound.items()}
+
     def llama_cpp(self) -> Outcome:
         """llama.cpp's raw logits in its exact mode, and its token ids."""
         reason = self._unavailable("llama_cpp")
@@ -194,12 +232,12 @@ class Proof:
         if ids.verdict != "pass" or answer.logits is None:
             return ids
         rules = comparison.rules()["logits"]["llama_cpp"]
-        bound = rules.get(self.main_type, rules["other"])
+        bound = self._bound(rules.get(_main_type(self.shown_to_peers), rules["other"]))
         out = comparison.logits(self.written_logits, answer.logits, bound)
         version = answer.details["version"]
         return Outcome(
             out.verdict,
-            f"llama-cpp-python {version}: {ids.message}; {out.message}",
+            f"{self._of_source}llama-cpp-python {version}: {ids.message}; {out.message}",
             {**ids.figures, **out.figures, "greedy": answer.greedy, "version": version},
         )
 
@@ -213,7 +251,7 @@ class Proof:
         if ids.verdict != "pass":
             return ids
         version = answer.details["version"]
-        message = f"xllamacpp {version}: {ids.message}"
+        message = f"{self._of_source}xllamacpp {version}: {ids.message}"
         if not self.greedy:
             return Outcome("pass", f"{message}; no room to continue the prompt", ids.figures)
         row = self.written_logits[-1].astype(np.float64)
@@ -228,7 +266,9 @@ class Proof:
         stated = answer.details["log_probabilities"]
         far = max((abs(float(row[token]) - value) for token, value in stated), default=0.0)
         rules = comparison.rules()["logits"]["xllamacpp"]
-        bound = rules.get(self.main_type, rules["other"])
+        bound = rules.get(_main_type(self.shown_to_peers), rules["other"])
+        if self.format == "apr" and self.changed:
+            bound = max(bound, rules.get(self.main_type, rules["other"]))
         figures = {"greedy": answer.greedy, "max_abs_nats": far, "version": version}
         if stated:
             message += f"; largest difference of {len(stated)} log-probabilities {far:.2e}"
@@ -255,19 +295,24 @@ class Proof:
             return ids
         tokenizer = self.source.require_tokenizer()
         eos = tokenizer.eos_token_ids[0] if tokenizer.eos_token_ids else None
-        if answer.details["eos_token_id"] != eos:
-            return failed(f"eos_token_id is {answer.details['eos_token_id']}, the source's {eos}")
+        theirs = answer.details["eos_token_id"]
+        # A source may state its end in config.json alone, where a tokenizer does not look.
+        if theirs != eos and not (self.format == "apr" and theirs is None):
+            return failed(f"eos_token_id is {theirs}, the source's {eos}")
+        ends = answer.details.get("generation_eos_token_ids", [])
+        if not set(ends) <= set(tokenizer.eos_token_ids):
+            return failed(f"generation ends at {ends}, the source at {tokenizer.eos_token_ids}")
         if answer.logits is None:
             return failed("transformers gave no logits")
         rules = comparison.rules()["logits"]
         exact = self.precision == "float32"
-        bound = rules["transformers"] if exact else rules["converted"]["BF16"]
+        bound = self._bound(rules["transformers"] if exact else rules["converted"]["BF16"])
         out = comparison.logits(self.written_logits, answer.logits, bound)
         version = answer.details["version"]
         return Outcome(
             out.verdict,
-            f"transformers {version}, {answer.details['class']} in {self.precision}: "
-            f"{ids.message}; {out.message}",
+            f"{self._of_source}transformers {version}, {answer.details['class']} "
+            f"in {self.precision}: {ids.message}; {out.message}",
             {**ids.figures, **out.figures, "greedy": answer.greedy, "version": version},
         )
 
@@ -278,6 +323,11 @@ def _guarded(question: Callable[[], Outcome]) -> Outcome:
         return question()
     except AprError as error:
         return failed(error.line())
+
+
+def _main_type(model: OpenedModel) -> str:
+    names = Counter(t.dtype.name for t in model.tensors.values() if len(t.shape) > 1)
+    return names.most_common(1)[0][0]
 
 
 def _widened(source: str, target: str) -> bool:

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from apr import architecture as arch
-from apr import receipt
-from apr.atomic import atomic_directory, atomic_file, refuse_existing, sync_file
-from apr.errors import GateFailed, StorageError, StrPath, UsageError
+from apr.atomic import refuse_existing
+from apr.errors import StorageError, StrPath, UsageError
+from apr.export.act import check_integrity, proof_path, write_proven
 from apr.export.proof import Proof
-from apr.export.report import Check, ExportReport, Outcome, timed
-from apr.formats import OpenedModel, open_model
+from apr.export.report import Check, ExportReport
+from apr.formats import open_model
 from apr.formats.gguf_writer import gguf_tensors, write_gguf_into
 from apr.formats.hf_writer import SHARD_BYTES, hf_tensors, write_hf_into
 from apr.formats.streaming import Progress, requested_dtype
 
 FORMATS = {"gguf": "gguf", "safetensors": "hf"}
-
-
-def proof_path(output: StrPath) -> Path:
-    """Where the proof stands: beside the output, `OUT.proof.json`."""
-    out = Path(output)
-    return out.with_name(out.name + ".proof.json")
 
 
 def export(
@@ -77,24 +67,14 @@ def export(
     arch.check(source.architecture, source_path)
     source.check_tensors()
     source.require_tokenizer()
-    integrity, checksum = _integrity(source)
+    integrity, checksum = check_integrity(source)
     if on_check is not None:
         on_check(integrity)
     kind = FORMATS[format]
     # Refuses types and pre-tokenizers that cannot be written, before anything is.
     planned = gguf_tensors(source, quantize) if kind == "gguf" else hf_tensors(source, quantize)[0]
-    checks = [integrity]
-    note: AbstractContextManager[Path | None] = (
-        atomic_file(proof_path(target), force=force) if prove else nullcontext()
-    )
-    place: AbstractContextManager[Path] = (
-        atomic_file(target, force=force)
-        if kind == "gguf"
-        else atomic_directory(target, force=force)
-    )
-    # Left in reverse order: first the output is renamed into place, then its proof.
-    with note as proof_file, place as temporary:
-        started = time.perf_counter()
+
+    def write(temporary: Path) -> None:
         if kind == "gguf":
             write_gguf_into(temporary, source, quantize=quantize, name=name, progress=on_write)
         else:
@@ -106,38 +86,19 @@ def export(
                 shard_bytes=shard_bytes,
                 progress=on_write,
             )
-        _flush(temporary)
-        written_at = time.perf_counter()
-        if prove:
-            _prove(Proof(source, temporary, kind, peers, threads), checks, on_check)
-        report = ExportReport(
-            source=source_path,
-            output=target,
-            format=format,
-            quantize=quantize,
-            size_bytes=_size(temporary),
-            dtypes=dict(Counter(tensor.dtype.name for tensor in planned)),
-            tensor_dtypes={tensor.name: tensor.dtype.name for tensor in planned},
-            write_seconds=written_at - started,
-            proof_seconds=time.perf_counter() - written_at + integrity.seconds,
-            checks=tuple(checks),
-            receipt=receipt.receipt("cpu"),
-            source_checksum=checksum,
-        )
-        if report.failures:
-            raise GateFailed(
-                target,
-                "the proof failed, nothing was written: "
-                + "; ".join(f"[{c.id}] {c.outcome.message}" for c in report.failures),
-                "the source is untouched; see apr qa on it",
-            )
-        if proof_file is not None:
-            proof_file.write_text(_json(report), encoding="utf-8")
-    return report
 
-
-def _json(report: ExportReport) -> str:
-    return json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
+    return write_proven(
+        Proof(source, target, kind, peers, threads),
+        planned,
+        write,
+        format=format,
+        quantize=quantize,
+        force=force,
+        prove=prove,
+        checks=[integrity],
+        source_checksum=checksum,
+        on_check=on_check,
+    )
 
 
 def _check_request(
@@ -171,44 +132,3 @@ def _check_request(
                 "exists and is no Hugging Face folder, so --force does not replace it",
                 "choose another name",
             )
-
-
-def _integrity(source: OpenedModel) -> tuple[Check, str | None]:
-    """A damaged source is never exported: every byte of an .apr file is verified first."""
-    checksum: str | None = None
-
-    def question() -> Outcome:
-        nonlocal checksum
-        if source.format != "apr":
-            return Outcome("skip", f"a source of format {source.format} carries no checksum")
-        from apr.checkpoint import verify
-
-        result = verify(source.path)
-        checksum = result.checksum
-        return Outcome(
-            "pass",
-            f"checksum {result.checksum} over {result.size_bytes:,} bytes holds",
-            {"checksum": result.checksum, "size_bytes": result.size_bytes},
-        )
-
-    return timed("source", question), checksum
-
-
-def _prove(proof: Proof, checks: list[Check], on_check: Callable[[Check], None] | None) -> None:
-    for check in proof.run():
-        checks.append(check)
-        if on_check is not None:
-            on_check(check)
-        if check.id == "tensors" and check.outcome.verdict == "fail":
-            return  # whatever else is asked would only repeat it
-
-
-def _flush(path: Path) -> None:
-    """To disk, so that the time of writing is honest; the flush before renaming is then free."""
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        sync_file(file)
-
-
-def _size(path: Path) -> int:
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    return sum(file.stat().st_size for file in files)

@@ -72,11 +72,7 @@ def shortest(value: float) -> float:
 
 
 def family_fields(file: GgufFile) -> dict[str, Any]:
-    """The architecture's keys without their prefix, and what only the tensors say.
-
-    Raises:
-        ModelLoadError: the token list is not as long as the embedding has rows.
-    """
+    """The architecture's keys without their prefix, and what only the tensors say."""
     prefix = f"{file.architecture}."
     fields: dict[str, Any] = {}
     for key in file.fields:
@@ -87,15 +83,7 @@ def family_fields(file: GgufFile) -> dict[str, Any]:
             )
     embedding = file.tensors.get("token_embd.weight")
     if embedding is not None and len(embedding.shape) == 2:
-        rows = embedding.shape[0]
-        listed = file.fields.field(TOKENS).count if TOKENS in file.fields else rows
-        if listed != rows:
-            raise ModelLoadError(
-                file.path,
-                f"{TOKENS} lists {listed} tokens, token_embd.weight has {rows} rows",
-                "pad the token list with unused tokens up to the embedding's rows",
-            )
-        fields["vocab_size"] = rows
+        fields["vocab_size"] = embedding.shape[0]
     elif TOKENS in file.fields:
         fields.setdefault("vocab_size", file.fields.field(TOKENS).count)
     fields["tie_word_embeddings"] = "output.weight" not in file.tensors
@@ -104,12 +92,30 @@ def family_fields(file: GgufFile) -> dict[str, Any]:
     return fields
 
 
-def read_architecture(file: GgufFile) -> Architecture:
+def check_token_list(file: GgufFile) -> None:
+    """Compare the token list with the embedding.
+
+    Raises:
+        ModelLoadError: the token list is not as long as the embedding has rows.
+    """
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2 or TOKENS not in file.fields:
+        return
+    rows, listed = embedding.shape[0], file.fields.field(TOKENS).count
+    if listed != rows:
+        raise ModelLoadError(
+            file.path,
+            f"{TOKENS} lists {listed} tokens, token_embd.weight has {rows} rows",
+            "pad the token list with unused tokens up to the embedding's rows",
+        )
+
+
+def read_architecture(file: GgufFile, *, check_tokens: bool = True) -> Architecture:
     """The architecture that a GGUF file describes.
 
     Raises:
         InvalidFormat: unknown architecture, or missing keys.
-        ModelLoadError: see `family_fields`.
+        ModelLoadError: see `check_token_list`, which `check_tokens` may leave to the caller.
     """
     name = file.architecture
     if not isinstance(name, str):
@@ -122,7 +128,10 @@ def read_architecture(file: GgufFile) -> Architecture:
             f"unknown GGUF architecture {name!r}: that is the name of a Hugging Face class",
             f"general.architecture must be {right!r} for llama.cpp; export the model again",
         )
-    return families.by_gguf_architecture(name, file.path).from_gguf(family_fields(file), file.path)
+    family = families.by_gguf_architecture(name, file.path)
+    if check_tokens:
+        check_token_list(file)
+    return family.from_gguf(family_fields(file), file.path)
 
 
 def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, Tensor]:

@@ -27,10 +27,19 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
+GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
 TRAINING = "apr-training.json"  # ours: name, licence and training record, which config.json lacks
 MAX_JSON = 256 << 20  # bytes; a config or index beyond this is no config
 # Buffers that old transformers saved and computes anew on loading; they hold nothing learned.
+HEAD = "lm_head.weight"
+# Entries of config.json that are stated anew when a folder is written, or that mean nothing in
+# another folder: ids come from the tokenizer, types from the tensors, code is not carried along.
+_STATED = frozenset({
+    "model_type", "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype",
+    "dtype", "transformers_version", "_name_or_path", "rope_scaling", "rope_parameters", "auto_map",
+    "quantization_config",
+})  # fmt: skip
 _COMPUTED = ("rotary_emb.inv_freq", "attn.masked_bias")
 
 
@@ -55,21 +64,26 @@ def open_hf(path: Path) -> OpenedModel:
     config = read_config(path)
     architecture = read_architecture(path, config)
     weights = read_weights(path)
-    tensors = {
-        name: tensor for name, tensor in weights.tensors.items() if not name.endswith(_COMPUTED)
-    }
-    if architecture.tie_word_embeddings and "lm_head.weight" in tensors:
-        _require_same_head(path, tensors)
-        del tensors["lm_head.weight"]
+    if architecture.tie_word_embeddings:
+        require_same_head(path, weights.tensors)
     return OpenedModel(
         path=path,
         format="hf",
         architecture=architecture,
-        tensors=tensors,
-        metadata=read_metadata(path, config),
+        tensors=canonical_tensors(weights, architecture),
+        metadata={**read_metadata(path, config), **_further(path, config, architecture)},
         load_tokenizer=lambda: read_tokenizer(path),
         size_bytes=weights.size_bytes,
     )
+
+
+def canonical_tensors(weights: Weights, architecture: Architecture) -> dict[str, Tensor]:
+    """The learned tensors: without computed buffers, and without the second copy of a tied head."""
+    return {
+        name: tensor
+        for name, tensor in weights.tensors.items()
+        if not name.endswith(_COMPUTED) and not (name == HEAD and architecture.tie_word_embeddings)
+    }
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -150,14 +164,14 @@ def read_weights(path: Path) -> Weights:
             path / _shard_name(path, name) for name in sorted(set(map(str, weight_map.values())))
         ]
     else:
-        pickled = next(
-            (p.name for kind in ("*.bin", "*.pt", "*.pth") for p in path.glob(kind)), None
-        )
+        from apr.formats.opening import INSTEAD_OF_PICKLE, PICKLES
+
+        pickled = next((p.name for kind in PICKLES for p in sorted(path.glob(f"*{kind}"))), None)
         if pickled:
             raise InvalidFormat(
                 path,
                 f"has its weights in {pickled}, a Python pickle: reading it would run code from it",
-                "convert it to safetensors first",
+                INSTEAD_OF_PICKLE,
             )
         raise InvalidFormat(path, f"has neither {SINGLE} nor {INDEX}")
     tensors: dict[str, Tensor] = {}
@@ -189,9 +203,15 @@ def _shard_name(path: Path, name: str) -> str:
     return name
 
 
-def _require_same_head(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A tied model may hold its head as a second copy; it must then be the same."""
-    head, embedding = tensors["lm_head.weight"], tensors.get("model.embed_tokens.weight")
+def require_same_head(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A tied model may hold its head as a second copy; it must then be the same.
+
+    Raises:
+        ModelLoadError: it differs.
+    """
+    if HEAD not in tensors:
+        return
+    head, embedding = tensors[HEAD], tensors.get("model.embed_tokens.weight")
     if embedding is None:
         raise ModelLoadError(
             path, "has lm_head.weight and tied embeddings, but no model.embed_tokens.weight"
@@ -241,4 +261,28 @@ def read_metadata(path: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
         out["name"] = config["_name_or_path"]
     if (path / TRAINING).is_file():
         out.update(read_json(path / TRAINING))
+    return out
+
+
+def _further(
+    path: Path, config: Mapping[str, Any], architecture: Architecture
+) -> Mapping[str, Any]:
+    """What transformers reads and the architecture has no place for, to be written again.
+
+    `hf_config` are such entries of config.json (dropout, ...), `generation_config` is the file of
+    that name without what the tokenizer states.
+    """
+    own = families.by_name(architecture.family, path).to_hf(architecture).keys() | _STATED
+    out: dict[str, Any] = {}
+    further = {key: value for key, value in config.items() if key not in own and value is not None}
+    if further:
+        out["hf_config"] = further
+    if (path / GENERATION).is_file():
+        generation = {
+            key: value
+            for key, value in read_json(path / GENERATION).items()
+            if key not in _STATED and value is not None and key != "_from_model_config"
+        }
+        if generation:
+            out["generation_config"] = generation
     return out

@@ -17,7 +17,7 @@ from apr import families
 from apr.atomic import atomic_directory
 from apr.dtypes import DTYPES, DType
 from apr.errors import ModelLoadError, StrPath, UsageError
-from apr.formats.hf_reader import CONFIG, INDEX, SINGLE, TRAINING
+from apr.formats.hf_reader import CONFIG, GENERATION, INDEX, SINGLE, TRAINING
 from apr.formats.opened import OpenedModel
 from apr.formats.streaming import Progress, Sources, chosen_dtype, requested_dtype, write_tensor
 from apr.quant import encode, recoded
@@ -84,7 +84,9 @@ def write_hf_into(
     config = hf_config(model, dtype)
     _write_json(path / CONFIG, config)
     token_ids = {k: v for k, v in config.items() if k.endswith("_token_id")}
-    _write_json(path / "generation_config.json", {"_from_model_config": True, **token_ids})
+    # Settings of the source; where it had none, transformers may derive them from config.json.
+    generation = model.metadata.get("generation_config") or {"_from_model_config": True}
+    _write_json(path / GENERATION, {**generation, **token_ids})
     kept = {k: model.metadata[k] for k in _KEPT if model.metadata.get(k) is not None}
     kept["name"] = name or kept.get("name") or model.path.stem
     _write_json(path / TRAINING, kept)
@@ -101,13 +103,14 @@ def hf_config(model: OpenedModel, dtype: DType) -> dict[str, Any]:
     family = families.by_name(model.architecture.family, model.path)
     eos = tokenizer.eos_token_ids
     return {
+        "use_cache": True,
+        **(model.metadata.get("hf_config") or {}),
         **family.to_hf(model.architecture),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None,
         "pad_token_id": tokenizer.pad_token_id,
         "torch_dtype": _TORCH_NAMES[dtype.name],
         "dtype": _TORCH_NAMES[dtype.name],
-        "use_cache": True,
     }
 
 

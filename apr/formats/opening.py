@@ -8,6 +8,11 @@ from apr.errors import InvalidFormat, NotFound, StrPath
 from apr.formats.opened import FormatName, OpenedModel
 from apr.mapped import unreadable
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+INSTEAD_OF_PICKLE = (
+    "get the model as safetensors or GGUF; or, where its source is trusted and nothing else can be "
+    "harmed, load it with transformers and save it with save_pretrained"
+)
 _APR_MAGICS = (b"APR\x00", b"APRN", b"APR1", b"APR2")  # the older ones are refused by its reader
 _SUFFIXES: dict[str, FormatName] = {".apr": "apr", ".gguf": "gguf"}
 _READABLE: dict[FormatName, str] = {"apr": "an .apr file", "gguf": "a GGUF file", "hf": "a folder"}
@@ -56,9 +61,19 @@ def _unknown(path: Path, head: bytes) -> InvalidFormat:
             "is a single safetensors file: it has no architecture and no tokenizer",
             f"give the folder that holds it together with config.json: {path.parent}",
         )
-    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
+    # A pickle begins with its protocol's number, torch's newer files are zip archives of one.
+    if head[:2] == b"PK" or (head[:1] == b"\x80" and 2 <= head[1] <= 5):
         return InvalidFormat(
-            path, "is a pickle or zip archive of PyTorch: reading it would run code from it"
+            path,
+            "is a pickle or zip archive of PyTorch: reading it would run code from it",
+            INSTEAD_OF_PICKLE,
+        )
+    if path.suffix.lower() in PICKLES:
+        return InvalidFormat(
+            path,
+            f"is named {path.suffix} as PyTorch's pickles are, which are never read: reading one "
+            "would run code from it",
+            INSTEAD_OF_PICKLE,
         )
     if path.suffix.lower() in _SUFFIXES:
         kind = _READABLE[_SUFFIXES[path.suffix.lower()]]
