@@ -144,7 +144,7 @@ def metadata(source: OpenedModel, written: OpenedModel) -> Outcome:
     compared = len(fields(Architecture)) - (len(_NOT_IN_GGUF) if written.format == "gguf" else 0)
     record = ", training record equal" if source.training is not None else ""
     kept = len([k for k in keys if source.metadata.get(k) is not None])
-    return passed(f"architecture equal ({compared} values), {kept} further entries{record}")
+    return passed(f"architecture equal ({compared} values), further entries: {kept}{record}")
 
 
 def architecture_differences(

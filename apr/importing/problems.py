@@ -117,6 +117,13 @@ def _gguf(path: Path) -> OpenedModel:
 
     found = _Problems(path)
     file = GgufFile.open(path)
+    parts = file.fields.get("split.count", 1)
+    if parts != 1:  # every other problem would only be that the other parts are not here
+        raise InvalidFormat(
+            path,
+            f"is one of {parts} parts of a GGUF",
+            "join them first: llama-gguf-split --merge FIRST-PART OUT.gguf",
+        )
     architecture = found.ask(lambda: gguf.read_architecture(file, check_tokens=False))
     found.ask(lambda: gguf.check_token_list(file))
     found.ask(lambda: gguf.read_metadata(file))

@@ -164,6 +164,40 @@ def test_blocks_stay_blocks_unless_a_float_type_is_asked_for(tiny_apr, tmp_path)
         assert np.array_equal(tensor.float32(), model.tensors[name].float32())
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_blocks_that_gguf_made_are_kept_and_mean_what_gguf_says(tiny_apr, tmp_path, kind):
+    import gguf
+
+    from apr.dtypes import DTYPES
+    from apr.formats.gguf_reader import GgufFile
+    from apr.formats.gguf_writer import write_container
+    from apr.tensors import Tensor
+
+    export(tiny_apr, tmp_path / "m.gguf", format="gguf", **QUICK)
+    file, made, expected = GgufFile.open(tmp_path / "m.gguf"), [], {}
+    for name, tensor in file.tensors.items():
+        if len(tensor.shape) == 2:
+            number = gguf.GGMLQuantizationType[kind]
+            blocks = gguf.quants.quantize(tensor.float32(), number)
+            expected[name] = gguf.quants.dequantize(blocks, number)
+            flat = blocks.reshape(-1)
+            tensor = Tensor(name, DTYPES[kind], tensor.shape, lambda flat=flat: flat)
+        made.append(tensor)
+    with (tmp_path / "q.gguf").open("wb") as out:
+        write_container(out, dict(file.fields.items()), made)
+    report = import_model(tmp_path / "q.gguf", tmp_path / "q.apr", **QUICK)
+    assert report.dtypes == {kind: len(expected), "F32": 5}
+    model = open_model(tmp_path / "q.apr")
+    for ours, theirs in [
+        ("model.layers.0.mlp.down_proj.weight", "blk.0.ffn_down.weight"),
+        ("model.layers.1.self_attn.v_proj.weight", "blk.1.attn_v.weight"),
+    ]:
+        assert np.array_equal(model.tensors[ours].float32(), expected[theirs])
+    # Rows of q: neighbours there, halves here.
+    rows = expected["blk.0.attn_q.weight"].reshape(4, 8, 2, 64).swapaxes(1, 2).reshape(64, 64)
+    assert np.array_equal(model.tensors["model.layers.0.self_attn.q_proj.weight"].float32(), rows)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("quantize", [None, "q8_0"])
 def test_llama_cpp_agrees_on_the_source(tiny_apr, tmp_path, quantize):
@@ -313,6 +347,18 @@ def test_damaged_gguf_lists_tensors_and_token_list(tiny_apr, tmp_path):
     line = refused(ModelLoadError, tmp_path / "bad.gguf", tmp_path)
     assert "lists 418 tokens, token_embd.weight has 416 rows" in line
     assert "missing tensor model.layers.1.mlp.up_proj.weight (in GGUF blk.1.ffn_up.weight)" in line
+
+
+def test_part_of_a_split_gguf_is_named_as_such(tiny_apr, tmp_path):
+    from apr.formats.gguf_reader import GgufFile
+    from apr.formats.gguf_writer import write_container
+
+    export(tiny_apr, tmp_path / "m.gguf", format="gguf", **QUICK)
+    file = GgufFile.open(tmp_path / "m.gguf")
+    fields = {**dict(file.fields.items()), "split.count": 3, "split.no": 0}
+    with (tmp_path / "part.gguf").open("wb") as out:
+        write_container(out, fields, list(file.tensors.values())[:4])
+    assert "one of 3 parts" in refused(InvalidFormat, tmp_path / "part.gguf", tmp_path)
 
 
 def test_apr_source_points_to_export(tiny_apr, tmp_path):
