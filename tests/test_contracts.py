@@ -71,6 +71,10 @@ CASES = [
     ("QWEN2-MLP-BIAS", "qwen2", {"mlp_bias": True}),
     ("QWEN2-QKV-BIAS", "qwen2", {"qkv_bias": False}),
     ("QWEN2-QK-NORM", "qwen2", {"qk_norm": True}),
+    ("QWEN3-ACT", "qwen3", {"hidden_act": "gelu"}),
+    ("QWEN3-MLP-BIAS", "qwen3", {"mlp_bias": True}),
+    ("QWEN3-QKV-BIAS", "qwen3", {"qkv_bias": True}),
+    ("QWEN3-QK-NORM", "qwen3", {"qk_norm": False}),
 ]
 
 

@@ -129,6 +129,11 @@ def gguf_obstacles(architecture: Architecture) -> list[str]:
             f"{window} tokens would give other logits; with max_position_embeddings of at most "
             f"{window} the export is exact"
         )
+    if "attention_bias" in lacks and architecture.attention_bias:
+        out.append(
+            f"attention_bias is true, and llama.cpp's {contract['gguf_architecture']!r} has no "
+            "bias on attn_output: it would not load the file at all"
+        )
     if "head_dim" in lacks and architecture.q_size != architecture.hidden_size:
         out.append(
             f"num_heads {architecture.num_heads} times head_dim {architecture.head_dim} is not "

@@ -85,10 +85,20 @@ def test_a_window_shorter_than_the_context_is_kept_by_folders_and_refused_by_ggu
     assert finding.passed and "sliding_window is 8" in finding.message
 
 
-def test_heads_that_llama_cpp_has_no_room_for_are_refused_before_it_does(tmp_path):
-    path = model(tmp_path, "qwen2", {**OWN["qwen2"][0], **SHAPES[-1]})
-    with pytest.raises(GateFailed, match=r"7 times head_dim 32 is not hidden_size 64"):
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("qwen2", {"qkv_bias": True, **SHAPES[-1]}, "7 times head_dim 32 is not hidden_size 64"),
+        ("qwen3", {"qk_norm": True, "attention_bias": True}, "no bias on attn_output"),
+    ],
+)
+def test_what_llama_cpp_has_no_room_for_is_refused_before_it_does(
+    tmp_path, family, changes, message
+):
+    path = model(tmp_path, family, changes)
+    with pytest.raises(GateFailed, match=message):
         export(path, tmp_path / "m.gguf", format="gguf", peers=False)
+    assert not export(path, tmp_path / "hf", format="safetensors", peers=False).failures
 
 
 @pytest.mark.slow

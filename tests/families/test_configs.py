@@ -94,6 +94,12 @@ def test_other_rotary_kinds_are_refused_by_name(family):
         read(family, rope_scaling={"type": "yarn", "factor": 4.0})
 
 
+def test_an_absent_head_of_qwen3_is_128_wide_and_a_null_one_is_refused():
+    assert read("qwen3").head_dim == 128 != SIZES["hidden_size"] // SIZES["num_attention_heads"]
+    with pytest.raises(InvalidFormat, match="head_dim is null"):
+        read("qwen3", head_dim=None)
+
+
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.startswith("qwen")])
 def test_window_fields_of_qwen_that_do_not_fit_are_named(family):
     with pytest.raises(InvalidFormat, match="no window"):
