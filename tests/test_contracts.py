@@ -75,6 +75,12 @@ CASES = [
     ("QWEN3-MLP-BIAS", "qwen3", {"mlp_bias": True}),
     ("QWEN3-QKV-BIAS", "qwen3", {"qkv_bias": True}),
     ("QWEN3-QK-NORM", "qwen3", {"qk_norm": False}),
+    ("MISTRAL-ACT", "mistral", {"hidden_act": "gelu"}),
+    ("MISTRAL-BIAS", "mistral", {"attention_bias": True}),
+    ("MISTRAL-MLP-BIAS", "mistral", {"mlp_bias": True}),
+    ("MISTRAL-QKV-BIAS", "mistral", {"qkv_bias": True}),
+    ("MISTRAL-QK-NORM", "mistral", {"qk_norm": True}),
+    ("MISTRAL-LAYER-TYPES", "mistral", {"layer_types": ("full_attention",) * 2}),
 ]
 
 

@@ -54,7 +54,6 @@ def test_absent_fields_mean_what_they_mean_to_transformers(family):
     "stated",
     [
         {"num_key_value_heads": 4, "head_dim": 24, "tie_word_embeddings": True},
-        {"num_key_value_heads": None},
         {"rope_theta": 1e6},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
         {"rope_scaling": {"type": "default", "rope_theta": 2e4}, "rope_theta": 3e4},
@@ -92,6 +91,34 @@ def test_a_missing_size_is_named(family, key):
 def test_other_rotary_kinds_are_refused_by_name(family):
     with pytest.raises(InvalidFormat, match="yarn"):
         read(family, rope_scaling={"type": "yarn", "factor": 4.0})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_null_kv_heads_are_as_many_as_query_heads(family):
+    """transformers 5 refuses the null for Mistral by its type; its code means the same by it."""
+    assert read(family, num_key_value_heads=None).num_kv_heads == SIZES["num_attention_heads"]
+    if family != "mistral":
+        same_for_transformers(family, {"num_key_value_heads": None})
+
+
+def test_an_absent_window_of_mistral_is_4096_and_a_null_one_is_none():
+    assert read("mistral").sliding_window == 4096
+    assert read("mistral", sliding_window=None).sliding_window is None
+    assert read("mistral", sliding_window=9).sliding_window == 9
+
+
+def gguf_fields(**changes):
+    arch = read("llama", num_key_value_heads=4)
+    return {**families.by_name("llama").to_gguf(arch), **changes}
+
+
+def test_a_gguf_llama_opens_as_a_llama_and_never_as_a_mistral():
+    family = families.by_gguf_architecture("llama", "x.gguf")
+    assert family.from_gguf(gguf_fields(), "x.gguf").family == "llama"
+    idle = family.from_gguf(gguf_fields(**{"attention.sliding_window": 128}), "x.gguf")
+    assert idle.sliding_window is None
+    with pytest.raises(InvalidFormat, match="sliding window of 16 in a context of 128"):
+        family.from_gguf(gguf_fields(**{"attention.sliding_window": 16}), "x.gguf")
 
 
 def test_an_absent_head_of_qwen3_is_128_wide_and_a_null_one_is_refused():
