@@ -107,7 +107,7 @@ def gguf_tensors(
         raise GateFailed(
             model.path,
             "cannot be exported to GGUF exactly: " + "; ".join(obstacles),
-            "or write --format safetensors, which keeps it",
+            "write --format safetensors instead, which keeps it",
         )
     asked = requested_dtype(quantize, "gguf")
     out = []

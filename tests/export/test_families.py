@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 from apr_tiny import make_tokenizer, write_tiny
 
 from apr import engine, families
+from apr.checkpoint import write_checkpoint
 from apr.errors import GateFailed
 from apr.export import export
 from apr.export.proof import Proof
@@ -131,3 +133,51 @@ def test_transformers_loads_the_folder_with_its_window(tmp_path, family):
     assert theirs.config.sliding_window == 8
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["architectures"] == [type(theirs).__name__]
+
+
+@pytest.mark.parametrize("family", ["llama", *FAMILIES])
+def test_a_folder_of_transformers_comes_back_with_its_tensors_and_config(tmp_path, family):
+    """As transformers saves it, through an .apr file, and written again by us."""
+    transformers = pytest.importorskip("transformers")
+    window = {
+        "mistral": {"sliding_window": 8},
+        "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        "qwen3": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    }.get(family, {})
+    config = transformers.AutoConfig.for_model(
+        family, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=24, intermediate_size=96, vocab_size=416, max_position_embeddings=64, **window,
+    )  # fmt: skip
+    torch.manual_seed(5)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "theirs")
+    PRE.resized(416).write_directory(tmp_path / "theirs")
+    source = open_model(tmp_path / "theirs")
+    write_checkpoint(
+        tmp_path / "m.apr",
+        architecture=source.architecture,
+        tokenizer=source.require_tokenizer(),
+        tensors=source.tensors.values(),
+    )
+    export(tmp_path / "m.apr", tmp_path / "ours", format="safetensors", peers=False)
+    same_bytes(source, open_model(tmp_path / "ours"))
+    first, second = (
+        transformers.AutoConfig.from_pretrained(tmp_path / name).to_dict()
+        for name in ("theirs", "ours")
+    )
+    # The path differs, and the special ids are those of the tokenizer beside it.
+    own = {"_name_or_path", "bos_token_id", "eos_token_id", "pad_token_id"}
+    first = {k: v for k, v in first.items() if k not in own}
+    assert {k: second.get(k) for k in first} == first
+
+
+@pytest.mark.slow
+@pytest.mark.exact
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_the_refusal_llama_cpp_would_compute_full_attention(tmp_path, family, monkeypatch):
+    """Why there is one: llama.cpp agrees with us on the file, and the file not with its source."""
+    pytest.importorskip("llama_cpp")
+    monkeypatch.setattr(families, "gguf_obstacles", lambda architecture: [])
+    path = model(tmp_path, family, WINDOWED[family])
+    with pytest.raises(GateFailed) as caught:
+        export(path, tmp_path / "m.gguf", format="gguf", threads=1)
+    assert "[logits]" in caught.value.what and "[llama.cpp" not in caught.value.what
