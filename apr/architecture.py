@@ -28,6 +28,10 @@ class Architecture:
 
     Sizes are elements, `max_position_embeddings` is tokens. `family` is the lower-case name of the
     file in `apr/families/`. `rope_scaling` is the object of a Hugging Face config with `rope_type`.
+    `attention_bias` is on q, k, v and o, `qkv_bias` on q, k and v alone. `qk_norm` is an RMS norm
+    of each query and key head. `sliding_window` is how many tokens a position sees, itself
+    included, or None for all; it holds in every layer, or where `layer_types` says
+    "sliding_attention" (the other kind is "full_attention").
     """
 
     family: str
@@ -47,6 +51,10 @@ class Architecture:
     mlp_bias: bool = False
     rope_scaling: Mapping[str, Any] | None = None
     initializer_range: float = 0.02
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    layer_types: tuple[str, ...] | None = None
 
     @property
     def q_size(self) -> int:
@@ -57,6 +65,19 @@ class Architecture:
     def kv_size(self) -> int:
         """Width of all key (or value) heads together."""
         return self.num_kv_heads * self.head_dim
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens a position of this layer sees, itself included; None for all."""
+        if self.layer_types is not None and self.layer_types[layer] != "sliding_attention":
+            return None
+        return self.sliding_window
+
+    @property
+    def shortest_window(self) -> int | None:
+        """The smallest window that hides something: one shorter than the context; else None."""
+        windows = {self.window(layer) for layer in range(self.num_layers)} - {None}
+        active = [w for w in windows if w is not None and w < self.max_position_embeddings]
+        return min(active, default=None)
 
     def with_vocab_size(self, vocab_size: int) -> Architecture:
         """The same model for another number of embedding rows."""
@@ -69,6 +90,8 @@ class Architecture:
             value = getattr(self, field.name)
             if value is None:
                 continue
+            if isinstance(value, tuple):
+                value = list(value)  # as JSON gives it back
             out["architecture" if field.name == "family" else field.name] = value
         contract = contracts.load(f"families/{self.family}")
         out["hf_architecture"] = contract["hf_architecture"]
@@ -95,6 +118,9 @@ def from_metadata(metadata: Mapping[str, Any], where: StrPath) -> Architecture:
     missing = missing_keys(resolved)
     if missing:
         raise InvalidFormat(where, "metadata is incomplete: missing " + ", ".join(missing))
+    for key, value in contracts.load(f"families/{family}").get("implied", {}).items():
+        if resolved.get(key) is None:
+            resolved[key] = value  # what the family always has, and its configs never say
     values: dict[str, Any] = {"family": family}
     wrong = []
     for field in fields(Architecture):
@@ -103,6 +129,8 @@ def from_metadata(metadata: Mapping[str, Any], where: StrPath) -> Architecture:
         value, kind = resolved[field.name], str(field.type)
         if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
+        if kind.startswith("tuple") and isinstance(value, list):
+            value = tuple(value)
         if not _has_type(value, kind):
             wrong.append(f"{field.name} is {value!r}, not {kind}")
         values[field.name] = value
@@ -112,8 +140,10 @@ def from_metadata(metadata: Mapping[str, Any], where: StrPath) -> Architecture:
 
 
 def _has_type(value: object, kind: str) -> bool:
-    if kind == "int":
+    if kind in ("int", "int | None"):
         return isinstance(value, int) and not isinstance(value, bool)
+    if kind.startswith("tuple"):
+        return isinstance(value, tuple) and all(isinstance(part, str) for part in value)
     if kind == "float":
         return isinstance(value, float)
     if kind == "bool":
@@ -165,7 +195,7 @@ def violations(architecture: Architecture) -> list[Violation]:
                         + ", ".join(map(str, rule["one_of"])),
                     )
                 )
-        elif not rule["min"] <= value <= rule["max"]:
+        elif value is not None and not rule["min"] <= value <= rule["max"]:
             out.append(
                 Violation(
                     rule["id"], f"{rule['key']} is {value}, outside {rule['min']} to {rule['max']}"
@@ -181,6 +211,22 @@ def violations(architecture: Architecture) -> list[Violation]:
                         rule["id"], f"{large} {b} is no multiple of {small} {a}: {rule['why']}"
                     )
                 )
+        elif "per_layer" in rule:
+            kinds = getattr(architecture, rule["per_layer"])
+            if kinds is not None and (
+                len(kinds) != architecture.num_layers or set(kinds) - set(rule["one_of"])
+            ):
+                out.append(
+                    Violation(
+                        rule["id"],
+                        f"{rule['per_layer']} is {list(kinds)} for {architecture.num_layers} "
+                        f"layers: {rule['why']}",
+                    )
+                )
+        elif "needs" in rule:
+            key, needed = rule["needs"]
+            if getattr(architecture, key) is not None and getattr(architecture, needed) is None:
+                out.append(Violation(rule["id"], f"{key} is given without {needed}: {rule['why']}"))
         elif getattr(architecture, rule["even"]) % 2:
             out.append(Violation(rule["id"], f"{rule['even']} is odd: {rule['why']}"))
     return out

@@ -1,5 +1,6 @@
 """Every rule of the contracts can fail, and the sound architecture passes them all."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -16,45 +17,80 @@ SOUND = Architecture(
 )  # fmt: skip
 
 
+def sound(family: str) -> Architecture:
+    """An architecture of the family that breaks no rule."""
+    implied = contracts.load(f"families/{family}").get("implied", {})
+    return replace(SOUND, family=family, **implied)
+
+
 def bounds():
-    yield from contracts.load("metadata")["bounds"]
+    """Every bound, with a family that it holds for."""
+    for rule in contracts.load("metadata")["bounds"]:
+        yield "llama", rule
     for family in families.known():
-        yield from contracts.load(f"families/{family}").get("plausible", [])
+        for rule in contracts.load(f"families/{family}").get("plausible", []):
+            yield family, rule
 
 
-def test_a_sound_architecture_breaks_no_rule():
-    assert arch.violations(SOUND) == []
-    arch.check(SOUND, "x.apr")
+@pytest.mark.parametrize("family", families.known())
+def test_a_sound_architecture_breaks_no_rule(family):
+    assert arch.violations(sound(family)) == []
+    arch.check(sound(family), "x.apr")
 
 
-@pytest.mark.parametrize("rule", [r for r in bounds() if "min" in r], ids=lambda r: r["id"])
+@pytest.mark.parametrize(
+    ("family", "rule"),
+    [b for b in bounds() if "min" in b[1]],
+    ids=lambda b: b if isinstance(b, str) else b["id"],
+)
 @pytest.mark.parametrize("end", ["min", "max"])
-def test_a_value_beyond_each_bound_is_named_by_the_rule(rule, end):
+def test_a_value_beyond_each_bound_is_named_by_the_rule(family, rule, end):
     limit = rule[end]
     beyond = limit / 2 if isinstance(limit, float) and end == "min" else limit - 1
     if end == "max":
         beyond = limit * 2
-    broken = arch.violations(replace(SOUND, **{rule["key"]: beyond}))
+    broken = arch.violations(replace(sound(family), **{rule["key"]: beyond}))
     assert rule["id"] in {v.rule for v in broken}
     with pytest.raises(InvalidFormat, match=rule["id"]):
-        arch.check(replace(SOUND, **{rule["key"]: beyond}), "x.apr")
+        arch.check(replace(sound(family), **{rule["key"]: beyond}), "x.apr")
 
 
-@pytest.mark.parametrize(
-    ("rule", "change"),
-    [
-        ("META-GQA", {"num_kv_heads": 3}),
-        ("META-ROPE-EVEN", {"head_dim": 15}),
-        ("LLAMA-HEADS", {"num_heads": 6}),
-        ("LLAMA-ACT", {"hidden_act": "gelu"}),
-    ],
-)
-def test_each_relation_can_fail(rule, change):
-    assert rule in {v.rule for v in arch.violations(replace(SOUND, **change))}
+CASES = [
+    ("META-GQA", "llama", {"num_kv_heads": 3}),
+    ("META-ROPE-EVEN", "llama", {"head_dim": 15}),
+    ("META-LAYER-TYPES", "qwen2", {"layer_types": ("full_attention",), "sliding_window": 8}),
+    ("META-LAYER-TYPES", "qwen2", {"layer_types": ("local", "local"), "sliding_window": 8}),
+    ("META-LAYER-WINDOW", "qwen2", {"layer_types": ("full_attention", "sliding_attention")}),
+    ("LLAMA-HEADS", "llama", {"num_heads": 6}),
+    ("LLAMA-ACT", "llama", {"hidden_act": "gelu"}),
+    ("LLAMA-QKV-BIAS", "llama", {"qkv_bias": True}),
+    ("LLAMA-QK-NORM", "llama", {"qk_norm": True}),
+    ("LLAMA-WINDOW", "llama", {"sliding_window": 8}),
+    ("QWEN2-ACT", "qwen2", {"hidden_act": "gelu"}),
+    ("QWEN2-BIAS", "qwen2", {"attention_bias": True}),
+    ("QWEN2-MLP-BIAS", "qwen2", {"mlp_bias": True}),
+    ("QWEN2-QKV-BIAS", "qwen2", {"qkv_bias": False}),
+    ("QWEN2-QK-NORM", "qwen2", {"qk_norm": True}),
+    ("QWEN3-ACT", "qwen3", {"hidden_act": "gelu"}),
+    ("QWEN3-MLP-BIAS", "qwen3", {"mlp_bias": True}),
+    ("QWEN3-QKV-BIAS", "qwen3", {"qkv_bias": True}),
+    ("QWEN3-QK-NORM", "qwen3", {"qk_norm": False}),
+    ("MISTRAL-ACT", "mistral", {"hidden_act": "gelu"}),
+    ("MISTRAL-BIAS", "mistral", {"attention_bias": True}),
+    ("MISTRAL-MLP-BIAS", "mistral", {"mlp_bias": True}),
+    ("MISTRAL-QKV-BIAS", "mistral", {"qkv_bias": True}),
+    ("MISTRAL-QK-NORM", "mistral", {"qk_norm": True}),
+    ("MISTRAL-LAYER-TYPES", "mistral", {"layer_types": ("full_attention",) * 2}),
+]
+
+
+@pytest.mark.parametrize(("rule", "family", "change"), CASES)
+def test_each_relation_can_fail(rule, family, change):
+    assert rule in {v.rule for v in arch.violations(replace(sound(family), **change))}
 
 
 def test_every_relation_and_choice_has_a_case_above():
-    tested = {"META-GQA", "META-ROPE-EVEN", "LLAMA-HEADS", "LLAMA-ACT"}
+    tested = {rule for rule, _, _ in CASES}
     stated = {r["id"] for r in contracts.load("metadata")["relations"]}
     for family in families.known():
         contract = contracts.load(f"families/{family}")
@@ -81,6 +117,24 @@ def test_metadata_round_trips_and_aliases_are_understood():
             renamed = dict(metadata)
             renamed[other] = renamed.pop(canonical)
             assert arch.from_metadata(renamed, "x.apr") == SOUND, other
+
+
+@pytest.mark.parametrize("family", families.known())
+def test_what_a_family_always_has_needs_no_key(family):
+    metadata = sound(family).to_metadata()
+    for key in contracts.load(f"families/{family}").get("implied", {}):
+        del metadata[key]
+    assert arch.from_metadata(metadata, "x.apr") == sound(family)
+
+
+def test_windows_survive_json_and_hold_where_the_layer_slides():
+    kinds = ("full_attention", "sliding_attention")
+    windowed = replace(sound("qwen2"), sliding_window=8, layer_types=kinds)
+    metadata = json.loads(json.dumps(windowed.to_metadata()))
+    assert arch.from_metadata(metadata, "x.apr") == windowed
+    assert [windowed.window(i) for i in range(2)] == [None, 8]
+    assert windowed.shortest_window == 8
+    assert replace(windowed, sliding_window=128).shortest_window is None  # the whole context
 
 
 def test_a_value_of_the_wrong_type_is_named():

@@ -17,6 +17,7 @@ from apr import contracts
 from apr.architecture import Architecture
 from apr.dtypes import DType
 from apr.export.report import Outcome, failed, passed
+from apr.families import as_opened_from_gguf
 from apr.formats.opened import OpenedModel
 from apr.formats.streaming import Sources
 from apr.quant import ERROR_BOUNDS, iter_float32
@@ -124,8 +125,11 @@ def _allowed(values: Float32, dtype: DType) -> npt.NDArray[np.float64]:
 
 def metadata(source: OpenedModel, written: OpenedModel) -> Outcome:
     """Architecture, licence, training record and the like, as the written file states them."""
+    ours_there = source.architecture
+    if written.format == "gguf":
+        ours_there = as_opened_from_gguf(ours_there)
     differences = architecture_differences(
-        source.architecture,
+        ours_there,
         written.architecture,
         left_out=_NOT_IN_GGUF if written.format == "gguf" else (),
     )

@@ -57,6 +57,7 @@ def export(
         UsageError: a format, type or output name that does not fit.
         NotFound, InvalidFormat, CorruptFile: the source cannot be opened, or is damaged.
         ModelLoadError: the source lacks tokenizer or tensors.
+        GateFailed: llama.cpp cannot express a property of the model; nothing was written.
         FeatureUnavailable: GGUF has no name for what its tokenizer does.
         GateFailed: the proof failed; nothing was put into place.
         StorageError: the output exists (and not `force`), or cannot be written.

@@ -7,13 +7,14 @@ A family module has the same four functions in every file:
   keys without the architecture's prefix (`embedding_length`, ...)
 
 Which tensors there are, their shapes and their names in both worlds is data:
-`contracts/families/<family>.yaml`, read by `tensor_specs`.
+`contracts/families/<family>.yaml`, read by `tensor_specs`. What several families share is in
+`dense.py`, as functions. docs/spec/families.md says how a family is added.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -80,7 +81,9 @@ def by_gguf_architecture(name: object, where: StrPath) -> Family:
     Raises:
         InvalidFormat: unknown; the message lists the known ones.
     """
-    table = {contracts.load(f"families/{f}")["gguf_architecture"]: f for f in known()}
+    loaded = {f: contracts.load(f"families/{f}") for f in known()}
+    # Several families may be stored under one name there; one of them reads it back.
+    table = {c["gguf_architecture"]: f for f, c in loaded.items() if c.get("gguf_opens_as", f) == f}
     if name not in table:
         raise InvalidFormat(
             where, f"unknown GGUF architecture {name!r}", f"known are {', '.join(table)}"
@@ -98,6 +101,47 @@ def by_hf_model_type(name: object, where: StrPath) -> Family:
     if name not in table:
         raise InvalidFormat(where, f"unknown model_type {name!r}", f"known are {', '.join(table)}")
     return by_name(table[cast(str, name)], where)
+
+
+def as_opened_from_gguf(architecture: Architecture) -> Architecture:
+    """The architecture as its GGUF states it: the family that reads the file, and no window that
+    is as long as the context (it hides nothing, and the keys there do not say it).
+    """
+    contract = contracts.load(f"families/{architecture.family}")
+    out = replace(architecture, family=contract.get("gguf_opens_as", architecture.family))
+    if "sliding_window" in contract.get("gguf_lacks", []) and not out.shortest_window:
+        out = replace(out, sliding_window=None, layer_types=None)
+    return out
+
+
+def gguf_obstacles(architecture: Architecture) -> list[str]:
+    """What this model does that no GGUF of its family can say to llama.cpp: which property, where
+    it bites, what to do; a sentence each, empty if nothing.
+    """
+    contract = contracts.load(f"families/{architecture.family}")
+    lacks = contract.get("gguf_lacks", [])
+    out = []
+    window, context = architecture.shortest_window, architecture.max_position_embeddings
+    if "sliding_window" in lacks and window:
+        out.append(
+            f"sliding_window is {window} in a context of {context}, and llama.cpp's "
+            f"{contract['gguf_architecture']!r} computes full attention: prompts longer than "
+            f"{window} tokens would give other logits; with max_position_embeddings of at most "
+            f"{window} the export is exact"
+        )
+    if "attention_bias" in lacks and architecture.attention_bias:
+        out.append(
+            f"attention_bias is true, and llama.cpp's {contract['gguf_architecture']!r} has no "
+            "bias on attn_output: it would not load the file at all"
+        )
+    if "head_dim" in lacks and architecture.q_size != architecture.hidden_size:
+        out.append(
+            f"num_heads {architecture.num_heads} times head_dim {architecture.head_dim} is not "
+            f"hidden_size {architecture.hidden_size}, and llama.cpp's "
+            f"{contract['gguf_architecture']!r} has no head_dim of its own: it would not load the "
+            "file at all"
+        )
+    return out
 
 
 def tensor_specs(architecture: Architecture) -> list[TensorSpec]:

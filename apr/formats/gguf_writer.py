@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from apr import contracts, families
 from apr.atomic import atomic_file
 from apr.dtypes import DType
-from apr.errors import AprError, ModelLoadError, StrPath
+from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
 from apr.formats.gguf_model import GENERAL, TRAINING
 from apr.formats.gguf_reader import ARRAY, DEFAULT_ALIGNMENT, SCALARS, STRING
 from apr.formats.opened import OpenedModel
@@ -69,6 +69,7 @@ def write_gguf(
     Raises:
         UsageError: a type that cannot be written.
         ModelLoadError: the source lacks tokenizer or tensors, or has tensors of other shapes.
+        GateFailed: llama.cpp would compute something else from any GGUF of this model.
         StorageError: `path` exists (and not `force`), or cannot be written.
     """
     with atomic_file(path, force=force) as temporary:
@@ -99,7 +100,15 @@ def gguf_tensors(
 
     Raises:
         UsageError: see `chosen_dtype`.
+        GateFailed: llama.cpp would compute something else from any GGUF of this model.
     """
+    obstacles = families.gguf_obstacles(model.architecture)
+    if obstacles:
+        raise GateFailed(
+            model.path,
+            "cannot be exported to GGUF exactly: " + "; ".join(obstacles),
+            "write --format safetensors instead, which keeps it",
+        )
     asked = requested_dtype(quantize, "gguf")
     out = []
     for spec in families.tensor_specs(model.architecture):

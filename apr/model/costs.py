@@ -33,7 +33,11 @@ def forward_flops_per_token(architecture: Architecture, context: int) -> float:
     """FLOPs of one token's forward pass when it attends to `context` positions."""
     matrices = families.num_parameters(architecture, embedding=False)
     head = architecture.vocab_size * architecture.hidden_size
-    attention = 2 * architecture.num_layers * context * architecture.q_size
+    seen = sum(
+        min(context, architecture.window(layer) or context)
+        for layer in range(architecture.num_layers)
+    )
+    attention = 2 * seen * architecture.q_size
     return 2.0 * (matrices + head) + 2.0 * attention
 
 

@@ -141,14 +141,18 @@ def export_readiness(subject: Subject, limits: Limits) -> Finding:
         missing += [f"{world} key {key}" for key, value in fields.items() if value is None]
     specs = families.tensor_specs(model.architecture)
     missing += [f"tensor {s.name}" for s in specs if s.name not in model.tensors]
+    # A property that llama.cpp lacks is no fault of the model: the folder can still be written.
+    obstacles = families.gguf_obstacles(model.architecture)
+    caveat = f"; only as a Hugging Face folder: {'; '.join(obstacles)}" if obstacles else ""
     return Finding(
         not missing,
         "missing: " + "; ".join(missing)
         if missing
         else f"GGUF architecture {contract['gguf_architecture']}, "
-        f"{contract['hf_architecture']}, {len(specs)} tensors, tokenizer",
+        f"{contract['hf_architecture']}, {len(specs)} tensors, tokenizer{caveat}",
         len(missing),
         int(limits["missing"]),
+        {"gguf_obstacles": obstacles},
     )
 
 

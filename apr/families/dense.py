@@ -1,0 +1,218 @@
+"""What the dense families share: how a config and GGUF metadata map to an `Architecture`.
+
+Each family's module calls these with what is its own (defaults, further fields); there is nothing
+to inherit from. Defaults are those of transformers' config classes and of llama.cpp's loader. Sizes
+have none: a config without `hidden_size` is an error, not a model of transformers' default size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from apr import architecture as arch
+from apr import contracts
+from apr.architecture import Architecture
+from apr.errors import InvalidFormat, StrPath
+
+# What an absent field means in every dense family (transformers' config classes agree).
+_COMMON: dict[str, Any] = {
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.02,
+}
+# Fields that only some families read. Others carry them too, left over or by accident, and
+# transformers ignores them there; so do we, unless the family names them.
+_OWN = frozenset(
+    {"attention_bias", "mlp_bias", "qkv_bias", "qk_norm", "sliding_window", "layer_types"}
+)
+_ROPE_THETA = 10_000.0  # transformers' and llama.cpp's default alike
+
+
+def from_hf(
+    config: Mapping[str, Any],
+    where: StrPath,
+    family: str,
+    *,
+    defaults: Mapping[str, Any],
+    read: Mapping[str, Any] | None = None,
+) -> Architecture:
+    """The architecture that a `config.json` of a dense family describes.
+
+    Args:
+        config: the parsed file.
+        where: the file, for messages.
+        family: whose config it is.
+        defaults: what further absent fields mean in this family; names the fields of its own.
+        read: values that the family has worked out itself; they replace the config's.
+
+    Raises:
+        InvalidFormat: a field without a published default is missing, or the rotary kind is not
+            supported.
+    """
+    known = {**_COMMON, **defaults}
+    values = dict(known)
+    for key, value in config.items():
+        if value is not None and (key not in _OWN or key in known):
+            values[key] = value
+    if config.get("num_key_value_heads", "absent") is None:
+        values["num_key_value_heads"] = None  # stated as null: as many as there are query heads
+    if values.get("num_key_value_heads") is None and not values.get("num_kv_heads"):
+        values["num_key_value_heads"] = values.get("num_attention_heads")
+    values["rope_theta"] = _rope_theta(values, where, family)
+    values.pop("rope_scaling", None)
+    return arch.from_metadata({**values, **(read or {}), "architecture": family}, where)
+
+
+def _rope_theta(config: Mapping[str, Any], where: StrPath, family: str) -> float:
+    """The base of the rotary embedding; what the rotary object says goes before the field."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise InvalidFormat(where, f"rotary scaling {kind!r} is not supported for {family} yet")
+    theta = rope.get("rope_theta")
+    if theta is None:
+        theta = config.get("rope_theta", _ROPE_THETA)
+    return float(theta)
+
+
+def to_hf(architecture: Architecture, **further: Any) -> dict[str, Any]:
+    """The `config.json`, as transformers 4 and 5 both read it; `further` is the family's own."""
+    contract = contracts.load(f"families/{architecture.family}")
+    return {
+        "architectures": [contract["hf_architecture"]],
+        "model_type": contract["hf_model_type"],
+        "hidden_size": architecture.hidden_size,
+        "intermediate_size": architecture.intermediate_size,
+        "num_hidden_layers": architecture.num_layers,
+        "num_attention_heads": architecture.num_heads,
+        "num_key_value_heads": architecture.num_kv_heads,
+        "head_dim": architecture.head_dim,
+        "vocab_size": architecture.vocab_size,
+        "max_position_embeddings": architecture.max_position_embeddings,
+        "rms_norm_eps": architecture.rms_norm_eps,
+        "rope_theta": architecture.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": architecture.rope_theta},
+        "hidden_act": architecture.hidden_act,
+        "tie_word_embeddings": architecture.tie_word_embeddings,
+        "initializer_range": architecture.initializer_range,
+        **further,
+    }
+
+
+def from_gguf(
+    fields: Mapping[str, Any], where: StrPath, family: str, **further: Any
+) -> Architecture:
+    """Read GGUF metadata (keys without the prefix, plus `vocab_size` and `tie_word_embeddings` as
+    the reader found them in the tensors); `further` is the family's own.
+
+    Raises:
+        InvalidFormat: a field is missing, a rotary scaling is set, or a window that llama.cpp does
+            not compute is.
+    """
+    kind = fields.get("rope.scaling.type", "none")
+    if kind not in ("none", "default"):
+        raise InvalidFormat(where, f"rotary scaling {kind!r} is not supported for {family} yet")
+    context = fields.get("context_length")
+    window = fields.get("attention.sliding_window")
+    if isinstance(window, int) and isinstance(context, int) and 0 < window < context:
+        raise InvalidFormat(
+            where,
+            f"states a sliding window of {window} in a context of {context}, which llama.cpp "
+            "computes as full attention for this architecture: one of the two is wrong",
+            "open the Hugging Face folder that the file was made from",
+        )
+    heads = fields.get("attention.head_count")
+    values = {
+        "architecture": family,
+        "hidden_size": fields.get("embedding_length"),
+        "num_layers": fields.get("block_count"),
+        "num_heads": heads,
+        "num_kv_heads": fields.get("attention.head_count_kv", heads),
+        "head_dim": fields.get("attention.key_length", fields.get("rope.dimension_count")),
+        "intermediate_size": fields.get("feed_forward_length"),
+        "vocab_size": fields.get("vocab_size"),
+        "max_position_embeddings": context,
+        "rms_norm_eps": fields.get("attention.layer_norm_rms_epsilon"),
+        "rope_theta": float(fields.get("rope.freq_base", _ROPE_THETA)),
+        "tie_word_embeddings": fields.get("tie_word_embeddings", False),
+        **further,
+    }
+    return arch.from_metadata(values, where)
+
+
+def to_gguf(architecture: Architecture) -> dict[str, Any]:
+    """The GGUF metadata (keys without the prefix)."""
+    return {
+        "context_length": architecture.max_position_embeddings,
+        "embedding_length": architecture.hidden_size,
+        "block_count": architecture.num_layers,
+        "feed_forward_length": architecture.intermediate_size,
+        "attention.head_count": architecture.num_heads,
+        "attention.head_count_kv": architecture.num_kv_heads,
+        "attention.layer_norm_rms_epsilon": architecture.rms_norm_eps,
+        "attention.key_length": architecture.head_dim,
+        "attention.value_length": architecture.head_dim,
+        "rope.dimension_count": architecture.head_dim,
+        "rope.freq_base": architecture.rope_theta,
+        "vocab_size": architecture.vocab_size,
+    }
+
+
+def windows_from_hf(config: Mapping[str, Any], where: StrPath) -> dict[str, Any]:
+    """`sliding_window` and `layer_types` of a Qwen config.
+
+    There `use_sliding_window` (false if absent) decides whether the window holds at all, and
+    `layer_types`, or else `max_window_layers`, in which layers: those from that number on.
+
+    Raises:
+        InvalidFormat: a layer slides and no window is given, or the fields are of no use.
+    """
+    layers = config.get("num_hidden_layers")
+    if not isinstance(layers, int):
+        return {}  # reported as missing with everything else
+    used = config.get("use_sliding_window") or False
+    # An absent window is 4096 and an absent number of layers 28: transformers' defaults.
+    window = config.get("sliding_window", 4096) if used else None
+    kinds = config.get("layer_types")
+    if kinds is None:
+        first = config.get("max_window_layers", 28)
+        if window is not None and not isinstance(first, int):
+            raise InvalidFormat(where, f"max_window_layers is {first!r}, not a number of layers")
+        kinds = [
+            "sliding_attention" if window is not None and i >= first else "full_attention"
+            for i in range(layers)
+        ]
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise InvalidFormat(where, f"layer_types is {kinds!r}, not a list of names")
+    if len(kinds) != layers:
+        raise InvalidFormat(where, f"layer_types names {len(kinds)} layers, the model has {layers}")
+    if set(kinds) <= {"full_attention"}:
+        return {}  # no layer slides, so there is no window, whatever number stands there
+    if window is None:
+        raise InvalidFormat(
+            where,
+            "layer_types has sliding layers, but there is no window for them",
+            "set use_sliding_window and sliding_window, or make every layer full_attention",
+        )
+    return {"sliding_window": window, "layer_types": kinds}
+
+
+def windows_to_hf(architecture: Architecture) -> dict[str, Any]:
+    """The fields of a Qwen config that give the same window in the same layers.
+
+    transformers 5 reads `layer_types`; `max_window_layers`, which older versions read, says the
+    same wherever all sliding layers come last.
+    """
+    layers = architecture.num_layers
+    windows = [architecture.window(i) for i in range(layers)]
+    first = next((i for i, window in enumerate(windows) if window is not None), layers)
+    return {
+        "use_sliding_window": architecture.sliding_window is not None,
+        "sliding_window": architecture.sliding_window,
+        "max_window_layers": first,
+        "layer_types": [
+            "full_attention" if window is None else "sliding_attention" for window in windows
+        ],
+    }

@@ -1,0 +1,137 @@
+"""Reading and writing configs: what is absent, what is null, what transformers makes of ours."""
+
+import pytest
+
+from apr import families
+from apr.errors import InvalidFormat
+
+transformers = pytest.importorskip("transformers")
+FAMILIES = [f for f in ("llama", "qwen2", "qwen3", "mistral") if f in families.known()]
+SIZES = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 32,
+    "vocab_size": 300, "max_position_embeddings": 128,
+}  # fmt: skip
+COMPARED = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "rms_norm_eps",
+    "rope_parameters", "hidden_act", "attention_bias", "mlp_bias", "tie_word_embeddings",
+    "initializer_range", "sliding_window", "layer_types",
+)  # fmt: skip
+
+
+def read(family, **changes):
+    config = {**SIZES, "model_type": family, **changes}
+    return families.by_name(family).from_hf(config, "config.json")
+
+
+def theirs(config):
+    return transformers.AutoConfig.for_model(**config)
+
+
+def same_for_transformers(family, stated):
+    """transformers must read the same from a config and from what we write for it."""
+    given = {**SIZES, "model_type": family, **stated}
+    first = theirs(given)
+    second = theirs(families.by_name(family).to_hf(read(family, **stated)))
+    for key in COMPARED:
+        if family == "llama" and key == "sliding_window":
+            continue  # kept as an attribute, used by nothing
+        ours, original = getattr(second, key, None), getattr(first, key, None)
+        if key == "rope_parameters":
+            original = {k: v for k, v in original.items() if k != "type"}  # rope_type says it too
+        if key == "head_dim" and original is None:
+            original = given["hidden_size"] // given["num_attention_heads"]
+        assert ours == original, key
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_absent_fields_mean_what_they_mean_to_transformers(family):
+    same_for_transformers(family, {})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"num_key_value_heads": 4, "head_dim": 24, "tie_word_embeddings": True},
+        {"rope_theta": 1e6},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        {"rope_scaling": {"type": "default", "rope_theta": 2e4}, "rope_theta": 3e4},
+        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2},
+        {"use_sliding_window": False, "sliding_window": 16, "max_window_layers": 2},
+    ],
+    ids=str,
+)
+def test_a_config_written_again_says_the_same_to_transformers(family, stated):
+    same_for_transformers(family, stated)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fields_of_other_families_are_ignored_as_transformers_ignores_them(family):
+    unread = {
+        "llama": {"sliding_window": 8, "qk_norm": True},
+        "qwen2": {"attention_bias": True, "mlp_bias": True, "qkv_bias": False},
+        "qwen3": {"mlp_bias": True, "qkv_bias": True, "qk_norm": False},
+        "mistral": {"attention_bias": True, "mlp_bias": True},
+    }
+    assert read(family, **unread[family]) == read(family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("key", sorted(SIZES))
+def test_a_missing_size_is_named(family, key):
+    canonical = {
+        "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads",
+    }.get(key, key)  # fmt: skip
+    with pytest.raises(InvalidFormat, match=canonical):
+        read(family, **{key: None})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_rotary_kinds_are_refused_by_name(family):
+    with pytest.raises(InvalidFormat, match="yarn"):
+        read(family, rope_scaling={"type": "yarn", "factor": 4.0})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_null_kv_heads_are_as_many_as_query_heads(family):
+    """transformers 5 refuses the null for Mistral by its type; its code means the same by it."""
+    assert read(family, num_key_value_heads=None).num_kv_heads == SIZES["num_attention_heads"]
+    if family != "mistral":
+        same_for_transformers(family, {"num_key_value_heads": None})
+
+
+def test_an_absent_window_of_mistral_is_4096_and_a_null_one_is_none():
+    assert read("mistral").sliding_window == 4096
+    assert read("mistral", sliding_window=None).sliding_window is None
+    assert read("mistral", sliding_window=9).sliding_window == 9
+
+
+def gguf_fields(**changes):
+    arch = read("llama", num_key_value_heads=4)
+    return {**families.by_name("llama").to_gguf(arch), **changes}
+
+
+def test_a_gguf_llama_opens_as_a_llama_and_never_as_a_mistral():
+    family = families.by_gguf_architecture("llama", "x.gguf")
+    assert family.from_gguf(gguf_fields(), "x.gguf").family == "llama"
+    idle = family.from_gguf(gguf_fields(**{"attention.sliding_window": 128}), "x.gguf")
+    assert idle.sliding_window is None
+    with pytest.raises(InvalidFormat, match="sliding window of 16 in a context of 128"):
+        family.from_gguf(gguf_fields(**{"attention.sliding_window": 16}), "x.gguf")
+
+
+def test_an_absent_head_of_qwen3_is_128_wide_and_a_null_one_is_refused():
+    assert read("qwen3").head_dim == 128 != SIZES["hidden_size"] // SIZES["num_attention_heads"]
+    with pytest.raises(InvalidFormat, match="head_dim is null"):
+        read("qwen3", head_dim=None)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.startswith("qwen")])
+def test_window_fields_of_qwen_that_do_not_fit_are_named(family):
+    with pytest.raises(InvalidFormat, match="no window"):
+        read(family, layer_types=["sliding_attention"] * 4)
+    with pytest.raises(InvalidFormat, match="3 layers"):
+        read(family, layer_types=["full_attention"] * 3)
+    with pytest.raises(InvalidFormat, match="max_window_layers"):
+        read(family, use_sliding_window=True, max_window_layers=None)
