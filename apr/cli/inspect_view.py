@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from apr.architecture import Architecture
 from apr.inspect.facts import VERBS, Facts
 
 _INDENT = "    "
@@ -124,6 +125,28 @@ def _architecture(facts: Facts) -> list[Row]:
         text = "MISSING" if value is None else names[value] if isinstance(value, bool) else value
         if not (key == "tie_word_embeddings" and value is None):
             out.append((title, str(text)))
+    if facts.architecture is not None:
+        out += _special(facts.architecture)
+    return out
+
+
+def _special(architecture: Architecture) -> list[Row]:
+    """What the family's plain block does not have; no line where there is nothing."""
+    out: list[Row] = []
+    windows = [architecture.window(i) for i in range(architecture.num_layers)]
+    sliding = sum(window is not None for window in windows)
+    if sliding:
+        idle = "" if architecture.shortest_window else ", not shorter than the context"
+        out.append(
+            (
+                "window",
+                f"{architecture.sliding_window} tokens in {sliding} of {len(windows)} layers{idle}",
+            )
+        )
+    if architecture.qk_norm:
+        out.append(("norm of heads", "q, k"))
+    if architecture.attention_bias or architecture.qkv_bias:
+        out.append(("biases", "q, k, v, o" if architecture.attention_bias else "q, k, v"))
     return out
 
 

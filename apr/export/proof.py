@@ -74,9 +74,16 @@ class Proof:
     def prompt(self) -> list[int]:
         """Token ids whose logits are compared."""
         rules = comparison.rules()
-        room = self.source.architecture.max_position_embeddings - rules["greedy_tokens"]
+        architecture = self.source.architecture
+        room = architecture.max_position_embeddings - rules["greedy_tokens"]
         ids = self.source.require_tokenizer().encode(samples.prompt_text())
-        return ids[: max(1, min(rules["prompt_tokens"], room))]
+        wanted = int(rules["prompt_tokens"])
+        window = architecture.shortest_window
+        if window is not None and 2 * window <= rules["prompt_tokens_for_window"]:
+            # Twice the window: a prompt within it would not show whether anybody computes it.
+            wanted = max(wanted, 2 * window)
+            ids = ids * -(-wanted // max(1, len(ids)))
+        return ids[: max(1, min(wanted, room))]
 
     @property
     def greedy(self) -> int:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from apr_tiny import write_tiny
 
 from apr import contracts
 from apr.checkpoint import AprFile, write_apr
@@ -58,6 +59,18 @@ def test_sections_hold_what_a_person_looks_for(three, capsys):
         for words in ("Architecture", "feed_forward", "pre-tokenizer", "bits per byte", "BYPASSED"):
             assert (words in text) == (words != "BYPASSED"), words
         assert text.count("ready") == 3
+
+
+def test_what_is_special_about_a_family_is_shown_and_nothing_else(tiny_apr, tmp_path, capsys):
+    kinds = ("full_attention", "sliding_attention")
+    path = write_tiny(
+        tmp_path / "q.apr", family="qwen2", qkv_bias=True, sliding_window=8, layer_types=kinds
+    )
+    text = " ".join(shown(inspect(path), capsys).split())
+    assert "window 8 tokens in 1 of 2 layers" in text and "biases q, k, v" in text
+    assert "norm of heads" not in text
+    plain = " ".join(shown(inspect(tiny_apr), capsys).split())
+    assert " window " not in plain and "biases" not in plain
 
 
 def test_bypassed_budget_is_shown_with_its_reason(tiny_apr, tmp_path, capsys):
