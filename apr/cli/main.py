@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "import": ("import_", "Make one .apr file of a Hugging Face folder or a GGUF, proven."),
     "export": ("export", "Write GGUF or a Hugging Face folder, and prove it."),
     "inspect": ("inspect", "Show what a file holds and what it lacks, without reading weights."),
+    "diff": ("diff", "Compare two models, of any format; exit 5 if they differ."),
 }
 
 

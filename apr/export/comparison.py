@@ -48,12 +48,12 @@ def tensors(source: OpenedModel, written: OpenedModel) -> Outcome:
         if ours.shape != theirs.shape:
             return failed(f"{name} is {list(theirs.shape)}, the source {list(ours.shape)}")
         if ours.dtype == theirs.dtype:
-            place = _first_difference(ours.raw(), theirs.raw(), sources)
+            place = first_difference(ours.raw(), theirs.raw(), sources)
             if place is not None:
                 return failed(f"{name} ({ours.dtype.name}) differs from byte {place} on")
             exact += 1
         else:
-            difference, ratio = _deviation(ours, theirs, sources)
+            difference, ratio = deviation(ours, theirs, sources)
             within += 1
             largest = max(largest, difference)
             if not ratio <= 1:
@@ -75,7 +75,8 @@ def tensors(source: OpenedModel, written: OpenedModel) -> Outcome:
     )
 
 
-def _first_difference(first: Bytes, second: Bytes, sources: Sources) -> int | None:
+def first_difference(first: Bytes, second: Bytes, sources: Sources) -> int | None:
+    """The first byte at which two arrays differ, or None; pages that were read are given back."""
     if first.size != second.size:
         return min(first.size, second.size)
     for start in range(0, first.size, _STEP):
@@ -90,8 +91,11 @@ def _wide(data: Bytes) -> npt.NDArray[Any]:
     return data.view(np.uint64) if data.size % 8 == 0 else data
 
 
-def _deviation(source: Tensor, written: Tensor, sources: Sources) -> tuple[float, float]:
-    """Largest difference, and the largest as a multiple of what the written type allows."""
+def deviation(source: Tensor, written: Tensor, sources: Sources) -> tuple[float, float]:
+    """Largest difference, and the largest as a multiple of what the written type allows.
+
+    Chunk by chunk; NaN and infinity where one of the two is not finite and the other differs.
+    """
     largest = ratio = 0.0
     pairs = zip(
         iter_float32(source.dtype, source.raw(), source.shape),

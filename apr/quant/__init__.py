@@ -9,7 +9,7 @@ docs/spec/apr-format.md for APR_Q4 and APR_Q8, ggml-common.h for ggml's types.
 from __future__ import annotations
 
 from apr.quant.codec import decode, encodable, encode, iter_float32
-from apr.quant.errors import ERROR_BOUNDS, ErrorFigures, compare, error_figures
+from apr.quant.errors import ERROR_BOUNDS, ErrorFigures, compare, error_figures, figures_of
 from apr.quant.recode import recoded
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "encodable",
     "encode",
     "error_figures",
+    "figures_of",
     "iter_float32",
     "recoded",
 ]

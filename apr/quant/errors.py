@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import inf, isnan, nan, sqrt
+from math import inf, isfinite, isnan, nan, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +46,8 @@ class ErrorFigures:
 
     `max_abs` and `rms` are in the weights' own unit; `relative_rms` is rms over the rms of the
     first tensor (0 for equal ones). Two NaNs or equal infinities differ by nothing; one NaN
-    against a number makes the figures NaN, which no threshold accepts.
+    against a number makes the figures NaN, which no threshold accepts. `cosine` is NaN where one
+    tensor is all zero, or not finite.
     """
 
     elements: int
@@ -54,6 +55,7 @@ class ErrorFigures:
     max_abs: float
     rms: float
     relative_rms: float
+    cosine: float
 
     @property
     def exact(self) -> bool:
@@ -69,7 +71,7 @@ def error_figures(values: npt.NDArray[Any], dtype: DType, raw: Bytes) -> ErrorFi
     """
     flat = np.ascontiguousarray(values).reshape(-1)
     first = (flat[i : i + CHUNK].astype(np.float32) for i in range(0, flat.size, CHUNK))
-    return _figures(first, iter_float32(dtype, raw, values.shape))
+    return figures_of(first, iter_float32(dtype, raw, values.shape))
 
 
 def compare(first: Tensor, second: Tensor) -> ErrorFigures:
@@ -82,15 +84,22 @@ def compare(first: Tensor, second: Tensor) -> ErrorFigures:
         raise InvalidFormat(
             second.name, f"has shape {list(second.shape)}, compared with {list(first.shape)}"
         )
-    return _figures(
+    return figures_of(
         iter_float32(first.dtype, first.raw(), first.shape),
         iter_float32(second.dtype, second.raw(), second.shape),
     )
 
 
-def _figures(first: Iterable[Float32], second: Iterable[Float32]) -> ErrorFigures:
+def figures_of(
+    first: Iterable[npt.NDArray[Any]], second: Iterable[npt.NDArray[Any]]
+) -> ErrorFigures:
+    """Compare two series of float chunks `[n]` of equal sizes, without keeping any.
+
+    Raises:
+        ValueError: the series are not equally long.
+    """
     elements = differing = 0
-    largest = squares = source = 0.0
+    largest = squares = source = other = product = 0.0
     for a, b in zip(first, second, strict=True):
         elements += a.size
         unequal = a != b
@@ -103,6 +112,13 @@ def _figures(first: Iterable[Float32], second: Iterable[Float32]) -> ErrorFigure
             largest = nan if isnan(magnitude) or isnan(largest) else max(largest, magnitude)
             squares += float(error @ error)
             source += float(wide @ wide)
+            wide_b = b.astype(np.float64)
+            other += float(wide_b @ wide_b)
+            product += float(wide @ wide_b)
     count = max(elements, 1)
     relative = 0.0 if squares == 0 else sqrt(squares / source) if source else inf
-    return ErrorFigures(elements, differing, largest, sqrt(squares / count), relative)
+    lengths = sqrt(source) * sqrt(other)
+    cosine = max(-1.0, min(1.0, product / lengths)) if lengths and isfinite(product) else nan
+    if not differing and lengths:
+        cosine = 1.0  # not what is left of it after rounding
+    return ErrorFigures(elements, differing, largest, sqrt(squares / count), relative, cosine)
