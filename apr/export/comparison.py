@@ -31,7 +31,7 @@ _SMALLEST = {"F16": 2.0**-25, "BF16": 2.0**-134, "Q8_0": 127 * 2.0**-25}
 # What an import states itself: name, provenance, and what follows from the architecture.
 _NEW_IN_APR = {"name", "source", "created_at", "import", "hf_architecture", "hf_model_type"}
 # What a GGUF has no key for: the family says it.
-_NOT_IN_GGUF = ("initializer_range", "hidden_act", "rope_scaling")
+_NOT_IN_GGUF = ("initializer_range", "hidden_act")
 
 
 def tensors(source: OpenedModel, written: OpenedModel) -> Outcome:

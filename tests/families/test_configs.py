@@ -1,5 +1,7 @@
 """Reading and writing configs: what is absent, what is null, what transformers makes of ours."""
 
+import copy
+
 import pytest
 
 from apr import families
@@ -25,7 +27,8 @@ def read(family, **changes):
 
 
 def theirs(config):
-    return transformers.AutoConfig.for_model(**config)
+    # A copy: transformers writes the base into the rotary object that it is given.
+    return transformers.AutoConfig.for_model(**copy.deepcopy(config))
 
 
 def same_for_transformers(family, stated):
@@ -89,8 +92,42 @@ def test_a_missing_size_is_named(family, key):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_rotary_kinds_are_refused_by_name(family):
-    with pytest.raises(InvalidFormat, match="yarn"):
-        read(family, rope_scaling={"type": "yarn", "factor": 4.0})
+    with pytest.raises(InvalidFormat, match="dynamic"):
+        read(family, rope_scaling={"type": "dynamic", "factor": 4.0})
+
+
+SCALINGS = [
+    {
+        "rope_type": "llama3", "factor": 8, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: s["rope_type"])
+def test_scaling_is_read_under_old_and_new_names(family, scaling):
+    old = {("type" if key == "rope_type" else key): value for key, value in scaling.items()}
+    same_for_transformers(family, {"rope_scaling": scaling, "rope_theta": 5e5})
+    same_for_transformers(family, {"rope_parameters": {**scaling, "rope_theta": 5e5}})
+    found = read(family, rope_scaling=old, rope_theta=5e5)
+    assert found == read(family, rope_parameters={**scaling, "rope_theta": 5e5})
+    assert found.rope_scaling == scaling and found.rope_theta == 5e5
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: s["rope_type"])
+def test_each_missing_or_useless_parameter_of_a_scaling_is_named(scaling):
+    for key in scaling.keys() - {"rope_type"}:
+        with pytest.raises(InvalidFormat, match=f"lacks {key}"):
+            read("llama", rope_scaling={k: v for k, v in scaling.items() if k != key})
+        for value in ("8", True, -1.0, float("nan")):
+            with pytest.raises(InvalidFormat, match=f"{key} of rotary scaling"):
+                read("llama", rope_scaling={**scaling, key: value})
+
+
+def test_bands_of_llama3_that_do_not_follow_each_other_are_refused():
+    with pytest.raises(InvalidFormat, match="high_freq_factor 1.0"):
+        read("llama", rope_scaling={**SCALINGS[0], "high_freq_factor": 1.0})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
