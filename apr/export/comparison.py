@@ -160,13 +160,17 @@ def architecture_differences(
         if field.name in left_out:
             continue
         ours, theirs = getattr(source, field.name), getattr(written, field.name)
-        if isinstance(ours, float) and isinstance(theirs, float):
-            same = np.float32(ours) == np.float32(theirs)
-        else:
-            same = ours == theirs
-        if not same:
+        if not _same(ours, theirs):
             out.append(f"{field.name} is {theirs!r}, the source's {ours!r}")
     return out
+
+
+def _same(ours: object, theirs: object) -> bool:
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        return ours.keys() == theirs.keys() and all(_same(ours[k], theirs[k]) for k in ours)
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return bool(np.float32(ours) == np.float32(theirs))
+    return bool(ours == theirs)
 
 
 def _short(value: object) -> str:

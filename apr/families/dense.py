@@ -178,9 +178,13 @@ def _rope_from_gguf(
     kinds that it knows only as a tensor.
     """
     kind = fields.get("rope.scaling.type", "none")
-    if kind not in ("none", "default"):
-        raise InvalidFormat(where, f"rotary scaling {kind!r} is not supported for {family} yet")
     stated = fields.get("rope_scaling")
+    if kind not in ("none", "default"):
+        if kind in rope.AS_TENSOR:
+            raise InvalidFormat(where, f"rope.scaling.type is {kind!r}, which llama.cpp lacks")
+        if stated is not None:
+            raise InvalidFormat(where, f"both rope.scaling.type {kind!r} and apr.rope_scaling")
+        return _scaling(kind, {"factor": fields.get("rope.scaling.factor")}, where, family)
     if stated is None:
         return None
     kind = stated.get("rope_type")
@@ -191,6 +195,13 @@ def _rope_from_gguf(
 
 def to_gguf(architecture: Architecture) -> dict[str, Any]:
     """The GGUF metadata (keys without the prefix)."""
+    scaling = architecture.rope_scaling
+    named: dict[str, Any] = {}
+    if scaling is not None and scaling["rope_type"] not in rope.AS_TENSOR:
+        named = {
+            "rope.scaling.type": scaling["rope_type"],
+            "rope.scaling.factor": float(scaling["factor"]),
+        }
     return {
         "context_length": architecture.max_position_embeddings,
         "embedding_length": architecture.hidden_size,
@@ -203,6 +214,7 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
         "attention.value_length": architecture.head_dim,
         "rope.dimension_count": architecture.head_dim,
         "rope.freq_base": architecture.rope_theta,
+        **named,
         "vocab_size": architecture.vocab_size,
     }
 

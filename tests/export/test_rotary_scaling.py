@@ -22,7 +22,7 @@ OWN = {
     "llama": {}, "mistral": {"sliding_window": None}, "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True},
 }  # fmt: skip
-SCALINGS = [LLAMA3]
+SCALINGS = [LLAMA3, {"rope_type": "linear", "factor": 4.0}, {"rope_type": "linear", "factor": 2.7}]
 IN_GGUF = [
     (family, scaling)
     for family in OWN

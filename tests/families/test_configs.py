@@ -97,6 +97,7 @@ def test_other_rotary_kinds_are_refused_by_name(family):
 
 
 SCALINGS = [
+    {"rope_type": "linear", "factor": 4.0},
     {
         "rope_type": "llama3", "factor": 8, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
@@ -127,7 +128,7 @@ def test_each_missing_or_useless_parameter_of_a_scaling_is_named(scaling):
 
 def test_bands_of_llama3_that_do_not_follow_each_other_are_refused():
     with pytest.raises(InvalidFormat, match="high_freq_factor 1.0"):
-        read("llama", rope_scaling={**SCALINGS[0], "high_freq_factor": 1.0})
+        read("llama", rope_scaling={**SCALINGS[-1], "high_freq_factor": 1.0})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -142,6 +143,21 @@ def test_an_absent_window_of_mistral_is_4096_and_a_null_one_is_none():
     assert read("mistral").sliding_window == 4096
     assert read("mistral", sliding_window=None).sliding_window is None
     assert read("mistral", sliding_window=9).sliding_window == 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope.scaling.type": "linear"}, "'linear' lacks factor"),
+        ({"rope.scaling.type": "llama3", "rope.scaling.factor": 8.0}, "which llama.cpp lacks"),
+        ({"rope.scaling.type": "longrope", "rope.scaling.factor": 8.0}, "'longrope' is not supp"),
+        ({"rope.scaling.type": "linear", "rope_scaling": {}}, "both rope.scaling.type"),
+    ],
+    ids=str,
+)
+def test_scaling_keys_of_gguf_that_do_not_fit_are_named(changes, message):
+    with pytest.raises(InvalidFormat, match=message):
+        families.by_name("llama").from_gguf(gguf_fields(**changes), "x.gguf")
 
 
 def gguf_fields(**changes):

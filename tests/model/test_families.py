@@ -100,6 +100,8 @@ def test_a_window_changes_the_logits_from_where_it_is_shorter(family, changes):
 # Rotary scaling, at positions within and beyond the original context.
 ORIGINAL = 32  # tokens; the prompts have 120
 SCALINGS = [
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "linear", "factor": 2.7},
     {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": ORIGINAL,
