@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from apr import contracts
+from apr import contracts, rope
 from apr.errors import InvalidFormat, StrPath
 
 
@@ -27,7 +27,8 @@ class Architecture:
     """A decoder-only transformer, in the names of Hugging Face's Llama.
 
     Sizes are elements, `max_position_embeddings` is tokens. `family` is the lower-case name of the
-    file in `apr/families/`. `rope_scaling` is the object of a Hugging Face config with `rope_type`.
+    file in `apr/families/`. `rope_scaling` is the object of a Hugging Face config with `rope_type`
+    and the parameters of that kind (apr/rope.py), or None for the default kind.
     `attention_bias` is on q, k, v and o, `qkv_bias` on q, k and v alone. `qk_norm` is an RMS norm
     of each query and key head. `sliding_window` is how many tokens a position sees, itself
     included, or None for all; it holds in every layer, or where `layer_types` says
@@ -223,6 +224,10 @@ def violations(architecture: Architecture) -> list[Violation]:
                         f"layers: {rule['why']}",
                     )
                 )
+        elif "parameters" in rule:
+            scaling = getattr(architecture, rule["scaling"])
+            found = rope.problems(scaling) if scaling is not None else []
+            out.extend(Violation(rule["id"], f"{text}: {rule['why']}") for text in found)
         elif "needs" in rule:
             key, needed = rule["needs"]
             if getattr(architecture, key) is not None and getattr(architecture, needed) is None:

@@ -61,6 +61,8 @@ CASES = [
     ("META-LAYER-TYPES", "qwen2", {"layer_types": ("full_attention",), "sliding_window": 8}),
     ("META-LAYER-TYPES", "qwen2", {"layer_types": ("local", "local"), "sliding_window": 8}),
     ("META-LAYER-WINDOW", "qwen2", {"layer_types": ("full_attention", "sliding_attention")}),
+    ("META-ROPE-SCALING", "llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}),
+    ("META-ROPE-SCALING", "llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}),
     ("LLAMA-HEADS", "llama", {"num_heads": 6}),
     ("LLAMA-ACT", "llama", {"hidden_act": "gelu"}),
     ("LLAMA-QKV-BIAS", "llama", {"qkv_bias": True}),

@@ -31,7 +31,7 @@ _SMALLEST = {"F16": 2.0**-25, "BF16": 2.0**-134, "Q8_0": 127 * 2.0**-25}
 # What an import states itself: name, provenance, and what follows from the architecture.
 _NEW_IN_APR = {"name", "source", "created_at", "import", "hf_architecture", "hf_model_type"}
 # What a GGUF has no key for: the family says it.
-_NOT_IN_GGUF = ("initializer_range", "hidden_act", "rope_scaling")
+_NOT_IN_GGUF = ("initializer_range", "hidden_act")
 
 
 def tensors(source: OpenedModel, written: OpenedModel) -> Outcome:
@@ -164,13 +164,17 @@ def architecture_differences(
         if field.name in left_out:
             continue
         ours, theirs = getattr(source, field.name), getattr(written, field.name)
-        if isinstance(ours, float) and isinstance(theirs, float):
-            same = np.float32(ours) == np.float32(theirs)
-        else:
-            same = ours == theirs
-        if not same:
+        if not _same(ours, theirs):
             out.append(f"{field.name} is {theirs!r}, the source's {ours!r}")
     return out
+
+
+def _same(ours: object, theirs: object) -> bool:
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        return ours.keys() == theirs.keys() and all(_same(ours[k], theirs[k]) for k in ours)
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return bool(np.float32(ours) == np.float32(theirs))
+    return bool(ours == theirs)
 
 
 def _short(value: object) -> str:

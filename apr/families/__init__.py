@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from apr import contracts
+from apr import contracts, rope
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
 
@@ -133,6 +133,13 @@ def gguf_obstacles(architecture: Architecture) -> list[str]:
         out.append(
             f"attention_bias is true, and llama.cpp's {contract['gguf_architecture']!r} has no "
             "bias on attn_output: it would not load the file at all"
+        )
+    scaling = architecture.rope_scaling
+    if "rope_freqs" in lacks and scaling is not None and scaling["rope_type"] in rope.AS_TENSOR:
+        out.append(
+            f"its rotary scaling is {scaling['rope_type']!r}, and llama.cpp's "
+            f"{contract['gguf_architecture']!r} has no {rope.TENSOR}, the only form that "
+            "GGUF has for it: it would not load the file at all"
         )
     if "head_dim" in lacks and architecture.q_size != architecture.hidden_size:
         out.append(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from apr import contracts, families
+from apr import contracts, families, rope
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, ModelLoadError
 from apr.formats.gguf_reader import GgufFile
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 TOKENS = "tokenizer.ggml.tokens"
 TRAINING = "apr.training"  # our own key: the training record, as JSON
+# Ours too: kind and parameters of a rotary scaling that GGUF has only the divisors of, as JSON.
+ROPE_SCALING = "apr.rope_scaling"
 # GGUF's general keys that have a name of their own in `.apr` metadata.
 GENERAL = {
     "general.name": "name",
@@ -89,7 +91,19 @@ def family_fields(file: GgufFile) -> dict[str, Any]:
     fields["tie_word_embeddings"] = "output.weight" not in file.tensors
     fields["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
     fields["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
+    if ROPE_SCALING in file.fields:
+        fields["rope_scaling"] = _json_object(file, ROPE_SCALING)
     return fields
+
+
+def _json_object(file: GgufFile, key: str) -> dict[str, Any]:
+    try:
+        value = json.loads(file.fields[key])
+    except (TypeError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        raise InvalidFormat(file.path, f"{key} holds no valid JSON object")
+    return value
 
 
 def check_token_list(file: GgufFile) -> None:
@@ -136,11 +150,21 @@ def read_architecture(file: GgufFile, *, check_tokens: bool = True) -> Architect
 
 def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, Tensor]:
     """The tensors under canonical names and in canonical row order; unknown ones keep their name,
-    so that `check_tensors` reports them.
+    so that `check_tensors` reports them. Rotary divisors are no weights: they are compared with
+    what the architecture's scaling gives, and left out.
+
+    Raises:
+        InvalidFormat: the divisors are missing or are others.
     """
+    scaling = architecture.rope_scaling
+    follows = scaling is not None and scaling["rope_type"] in rope.AS_TENSOR
+    if follows:
+        _check_divisors(file, architecture)
     specs = {spec.gguf_name: spec for spec in families.tensor_specs(architecture)}
     out: dict[str, Tensor] = {}
     for name, tensor in file.tensors.items():
+        if follows and name == rope.TENSOR:
+            continue
         spec = specs.get(name)
         if spec is None:
             out[name] = tensor
@@ -150,6 +174,25 @@ def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, T
             tensor = permuted(tensor, spec.permute_heads, to_gguf=False)
         out[spec.name] = tensor
     return out
+
+
+def _check_divisors(file: GgufFile, architecture: Architecture) -> None:
+    tensor = file.tensors.get(rope.TENSOR)
+    expected = rope.divisors(
+        architecture.rope_scaling, architecture.rope_theta, architecture.head_dim
+    )
+    if tensor is None or expected is None:
+        raise InvalidFormat(
+            file.path, f"{ROPE_SCALING} states a scaling, but tensor {rope.TENSOR} is missing"
+        )
+    if tensor.shape != (len(expected),) or not np.allclose(
+        tensor.float32(), expected, rtol=1e-5, atol=0.0
+    ):
+        raise InvalidFormat(
+            file.path,
+            f"tensor {rope.TENSOR} does not hold the divisors that {ROPE_SCALING} gives",
+            "one of the two was changed; export the model again",
+        )
 
 
 def read_metadata(file: GgufFile) -> Mapping[str, Any]:

@@ -14,17 +14,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from apr import contracts, families
+import numpy as np
+
+from apr import contracts, families, rope
+from apr.architecture import Architecture
 from apr.atomic import atomic_file
 from apr.dtypes import DType
 from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
-from apr.formats.gguf_model import GENERAL, TRAINING
+from apr.formats.gguf_model import GENERAL, ROPE_SCALING, TRAINING
 from apr.formats.gguf_reader import ARRAY, DEFAULT_ALIGNMENT, SCALARS, STRING
 from apr.formats.opened import OpenedModel
 from apr.formats.permute import permuted
 from apr.formats.streaming import Progress, Sources, chosen_dtype, requested_dtype, write_tensor
 from apr.quant import recoded
-from apr.tensors import Tensor
+from apr.tensors import Tensor, from_array
 
 QUANTIZATION_VERSION = 2  # GGML_QUANT_VERSION: the layout of the block types that we write
 # general.file_type by the type that most weights have (llama.h: enum llama_ftype).
@@ -118,7 +121,19 @@ def gguf_tensors(
         if spec.permute_heads:
             tensor = _reordered(tensor, spec.permute_heads, dtype)
         out.append(replace(recoded(tensor, dtype), name=spec.gguf_name))
-    return out
+    return out + _rotary_divisors(model.architecture)
+
+
+def _rotary_divisors(architecture: Architecture) -> list[Tensor]:
+    """The tensor that stands for a scaling which llama.cpp does not know by name, if there is one.
+
+    Source: llama.cpp's convert_hf_to_gguf.py (`generate_extra_tensors` of its Llama).
+    """
+    scaling = architecture.rope_scaling
+    if scaling is None or scaling["rope_type"] not in rope.AS_TENSOR:
+        return []
+    divisors = rope.divisors(scaling, architecture.rope_theta, architecture.head_dim)
+    return [from_array(rope.TENSOR, np.array(divisors, dtype=np.float32))]
 
 
 def _reordered(tensor: Tensor, heads: int, dtype: DType) -> Tensor:
@@ -150,6 +165,9 @@ def gguf_fields(
     family = families.by_name(architecture.family, model.path)
     for key, value in family.to_gguf(architecture).items():
         out[f"{prefix}.{key}"] = value
+    scaling = architecture.rope_scaling
+    if scaling is not None and scaling["rope_type"] in rope.AS_TENSOR:
+        out[ROPE_SCALING] = json.dumps(dict(scaling), separators=(",", ":"))
     if model.training is not None:
         out[TRAINING] = json.dumps(model.training, ensure_ascii=False, separators=(",", ":"))
     tokenizer = model.require_tokenizer()

@@ -9,14 +9,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from apr import rope
 from apr.architecture import Architecture
 
 
 def inverse_frequencies(architecture: Architecture) -> Tensor:
-    """Angular frequency of each pair, `[head_dim / 2]`, radians per token, float32."""
+    """Angular frequency of each pair, `[head_dim / 2]`, radians per token, float32; scaled."""
     exponents = torch.arange(0, architecture.head_dim, 2, dtype=torch.int64).float()
     frequencies: Tensor = 1.0 / (architecture.rope_theta ** (exponents / architecture.head_dim))
-    return frequencies
+    divisors = rope.divisors(
+        architecture.rope_scaling, architecture.rope_theta, architecture.head_dim
+    )
+    # The quotient of float32 numbers, as in transformers: a large position magnifies a difference.
+    return frequencies if divisors is None else frequencies / torch.tensor(divisors)
 
 
 def cos_sin(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

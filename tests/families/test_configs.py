@@ -1,5 +1,7 @@
 """Reading and writing configs: what is absent, what is null, what transformers makes of ours."""
 
+import copy
+
 import pytest
 
 from apr import families
@@ -25,7 +27,8 @@ def read(family, **changes):
 
 
 def theirs(config):
-    return transformers.AutoConfig.for_model(**config)
+    # A copy: transformers writes the base into the rotary object that it is given.
+    return transformers.AutoConfig.for_model(**copy.deepcopy(config))
 
 
 def same_for_transformers(family, stated):
@@ -89,8 +92,43 @@ def test_a_missing_size_is_named(family, key):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_rotary_kinds_are_refused_by_name(family):
-    with pytest.raises(InvalidFormat, match="yarn"):
-        read(family, rope_scaling={"type": "yarn", "factor": 4.0})
+    with pytest.raises(InvalidFormat, match="dynamic"):
+        read(family, rope_scaling={"type": "dynamic", "factor": 4.0})
+
+
+SCALINGS = [
+    {"rope_type": "linear", "factor": 4.0},
+    {
+        "rope_type": "llama3", "factor": 8, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: s["rope_type"])
+def test_scaling_is_read_under_old_and_new_names(family, scaling):
+    old = {("type" if key == "rope_type" else key): value for key, value in scaling.items()}
+    same_for_transformers(family, {"rope_scaling": scaling, "rope_theta": 5e5})
+    same_for_transformers(family, {"rope_parameters": {**scaling, "rope_theta": 5e5}})
+    found = read(family, rope_scaling=old, rope_theta=5e5)
+    assert found == read(family, rope_parameters={**scaling, "rope_theta": 5e5})
+    assert found.rope_scaling == scaling and found.rope_theta == 5e5
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: s["rope_type"])
+def test_each_missing_or_useless_parameter_of_a_scaling_is_named(scaling):
+    for key in scaling.keys() - {"rope_type"}:
+        with pytest.raises(InvalidFormat, match=f"lacks {key}"):
+            read("llama", rope_scaling={k: v for k, v in scaling.items() if k != key})
+        for value in ("8", True, -1.0, float("nan")):
+            with pytest.raises(InvalidFormat, match=f"{key} of rotary scaling"):
+                read("llama", rope_scaling={**scaling, key: value})
+
+
+def test_bands_of_llama3_that_do_not_follow_each_other_are_refused():
+    with pytest.raises(InvalidFormat, match="high_freq_factor 1.0"):
+        read("llama", rope_scaling={**SCALINGS[-1], "high_freq_factor": 1.0})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -105,6 +143,21 @@ def test_an_absent_window_of_mistral_is_4096_and_a_null_one_is_none():
     assert read("mistral").sliding_window == 4096
     assert read("mistral", sliding_window=None).sliding_window is None
     assert read("mistral", sliding_window=9).sliding_window == 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope.scaling.type": "linear"}, "'linear' lacks factor"),
+        ({"rope.scaling.type": "llama3", "rope.scaling.factor": 8.0}, "which llama.cpp lacks"),
+        ({"rope.scaling.type": "longrope", "rope.scaling.factor": 8.0}, "'longrope' is not supp"),
+        ({"rope.scaling.type": "linear", "rope_scaling": {}}, "both rope.scaling.type"),
+    ],
+    ids=str,
+)
+def test_scaling_keys_of_gguf_that_do_not_fit_are_named(changes, message):
+    with pytest.raises(InvalidFormat, match=message):
+        families.by_name("llama").from_gguf(gguf_fields(**changes), "x.gguf")
 
 
 def gguf_fields(**changes):

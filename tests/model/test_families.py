@@ -95,3 +95,63 @@ def test_a_window_changes_the_logits_from_where_it_is_shorter(family, changes):
     with torch.no_grad():
         difference = (model(ids) - full(ids)).abs().amax(dim=(0, 2))
     assert difference[:window].max() < 2e-5 and difference[window:].max() > 1e-2
+
+
+# Rotary scaling, at positions within and beyond the original context.
+ORIGINAL = 32  # tokens; the prompts have 120
+SCALINGS = [
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "linear", "factor": 2.7},
+    {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": ORIGINAL,
+    },
+    {
+        "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 0.5, "high_freq_factor": 16.0,
+        "original_max_position_embeddings": ORIGINAL,
+    },
+]  # fmt: skip
+SCALED = [
+    (family, {"rope_scaling": scaling, **changes})
+    for family in ("llama", "qwen2", "qwen3", "mistral")
+    for scaling in SCALINGS
+    for changes in ({}, {"num_heads": 2, "num_kv_heads": 1, "head_dim": 32, "rope_theta": 1e6})
+]
+
+
+def long_prompt(arch, seed):
+    return torch.randint(
+        0, arch.vocab_size, (1, 120), generator=torch.Generator().manual_seed(seed)
+    )
+
+
+@pytest.mark.parametrize(("family", "changes"), SCALED, ids=str)
+def test_scaled_logits_equal_those_of_transformers(family, changes):
+    arch = architecture(family, **changes)
+    ours = random_decoder(arch)
+    theirs = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(**families.by_name(family).to_hf(arch)),
+        attn_implementation="eager",
+    )
+    theirs.load_state_dict(ours.state_dict())
+    unscaled = Decoder(architecture(family, **{**changes, "rope_scaling": None}))
+    unscaled.load_state_dict(ours.state_dict())
+    ids = long_prompt(arch, 2)
+    with torch.no_grad():
+        logits = ours(ids)
+        difference = (logits - theirs(ids).logits).abs().max().item()
+        without = (logits - unscaled(ids)).abs().max().item()
+    assert difference < 2e-5
+    assert without > 1e-3  # or the comparison would pass for a scaling that nobody computes
+
+
+@pytest.mark.parametrize(("family", "changes"), SCALED, ids=str)
+def test_scaled_cached_steps_equal_the_whole_sequence(family, changes):
+    arch = architecture(family, **changes)
+    model = random_decoder(arch)
+    ids = long_prompt(arch, 3)
+    cache = KVCache(arch, 1, device=torch.device("cpu"), dtype=torch.float32, capacity=8)
+    with torch.no_grad():
+        whole = model(ids)
+        parts = [model(chunk, cache) for chunk in ids.split([30, 1, 1, 1, 27, 1, 58, 1], dim=1)]
+    assert torch.allclose(torch.cat(parts, dim=1), whole, atol=2e-5)
