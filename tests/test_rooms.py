@@ -10,7 +10,7 @@ import apr
 ROOT = Path(apr.__file__).parent
 # From the ground up; rooms in one line may not import each other, except where it says so.
 FLOORS = [
-    {"errors", "contracts", "atomic", "receipt", "device"},
+    {"errors", "contracts", "atomic", "receipt", "device", "rope"},
     {"architecture", "dtypes"},
     {"tensors", "quant", "tokenizer"},
     {"families", "mapped"},
