@@ -106,7 +106,7 @@ def from_metadata(metadata: Mapping[str, Any], where: StrPath) -> Architecture:
 
     Raises:
         InvalidFormat: keys are missing or have the wrong type; the message names all of them,
-            with the other names that were tried.
+            with the other names that were tried. Or the rotary scaling is of no use.
     """
     resolved = resolve_aliases(metadata)
     family = resolved.get("architecture") or resolved.get("model_type")
@@ -137,6 +137,11 @@ def from_metadata(metadata: Mapping[str, Any], where: StrPath) -> Architecture:
         values[field.name] = value
     if wrong:
         raise InvalidFormat(where, "metadata has values of the wrong type: " + "; ".join(wrong))
+    # Here and not in `check` alone: nothing could be computed from it, not even wrongly.
+    scaling = values.get("rope_scaling")
+    problems = rope.problems(scaling) if scaling is not None else []
+    if problems:
+        raise InvalidFormat(where, "; ".join(problems))
     return Architecture(**values)
 
 

@@ -144,6 +144,12 @@ def test_a_value_of_the_wrong_type_is_named():
         arch.from_metadata({**SOUND.to_metadata(), "num_layers": "two"}, "x.apr")
 
 
+@pytest.mark.parametrize("scaling", [{}, {"rope_type": "dynamic"}, {"rope_type": "llama3"}])
+def test_a_rotary_scaling_of_no_use_is_refused_on_opening(scaling):
+    with pytest.raises(InvalidFormat, match="rotary scaling"):
+        arch.from_metadata({**SOUND.to_metadata(), "rope_scaling": scaling}, "x.apr")
+
+
 def test_an_unknown_family_lists_the_known_ones():
     with pytest.raises(InvalidFormat, match="llama"):
         arch.from_metadata({**SOUND.to_metadata(), "architecture": "mamba"}, "x.apr")
