@@ -122,6 +122,9 @@ def from_metadata(metadata: Mapping[str, Any], where: StrPath) -> Architecture:
     for key, value in contracts.load(f"families/{family}").get("implied", {}).items():
         if resolved.get(key) is None:
             resolved[key] = value  # what the family always has, and its configs never say
+    scaling = resolved.get("rope_scaling")
+    if isinstance(scaling, Mapping) and scaling.get("rope_type") == "default":
+        resolved["rope_scaling"] = None  # the same thing, said in full
     values: dict[str, Any] = {"family": family}
     wrong = []
     for field in fields(Architecture):

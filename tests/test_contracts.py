@@ -139,6 +139,11 @@ def test_windows_survive_json_and_hold_where_the_layer_slides():
     assert replace(windowed, sliding_window=128).shortest_window is None  # the whole context
 
 
+def test_the_default_rotary_kind_said_in_full_means_no_scaling():
+    metadata = {**SOUND.to_metadata(), "rope_scaling": {"rope_type": "default"}}
+    assert arch.from_metadata(metadata, "x.apr") == SOUND
+
+
 def test_a_value_of_the_wrong_type_is_named():
     with pytest.raises(InvalidFormat, match="num_layers is 'two'"):
         arch.from_metadata({**SOUND.to_metadata(), "num_layers": "two"}, "x.apr")

@@ -22,6 +22,7 @@ FLOORS = [
     {"importing", "diff"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 ]
 # errors, contracts and atomic are the ground itself; a tensor decodes itself through quant.
 TOGETHER = [FLOORS[0], FLOORS[1], {"tensors", "quant"}]

@@ -11,7 +11,7 @@ from apr.cli.main import VERBS
 
 def apr(*args, **kwargs):
     return subprocess.run(
-        [sys.executable, "-m", "apr.cli.main", *args], capture_output=True, text=True, **kwargs
+        [sys.executable, "-m", "apr", *args], capture_output=True, text=True, **kwargs
     )
 
 
