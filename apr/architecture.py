@@ -7,7 +7,7 @@ silently falls back to, except where the family's published config defines one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from apr import contracts, rope
@@ -79,10 +79,6 @@ class Architecture:
         windows = {self.window(layer) for layer in range(self.num_layers)} - {None}
         active = [w for w in windows if w is not None and w < self.max_position_embeddings]
         return min(active, default=None)
-
-    def with_vocab_size(self, vocab_size: int) -> Architecture:
-        """The same model for another number of embedding rows."""
-        return replace(self, vocab_size=vocab_size)
 
     def to_metadata(self) -> dict[str, Any]:
         """The canonical metadata keys and values, `family` as `architecture`."""

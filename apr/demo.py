@@ -229,7 +229,7 @@ def _pretrain(
 
 def _budget_text(prepared: Any) -> str:
     rows = [f"{name:<34}{value:>34}   {remark}" for name, value, remark in prepared.budget.rows()]
-    return "\n".join(rows)
+    return "\n".join([*prepared.notes, "", *rows])
 
 
 def _qa(result: Demo, say: Say) -> None:

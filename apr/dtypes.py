@@ -34,11 +34,6 @@ class DType:
         """True for quantized types, whose bytes are not elements."""
         return self.block_size > 1 or self.header_bytes > 0
 
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits per element, the tensor's header left out."""
-        return 8 * self.block_bytes / self.block_size
-
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of this type and shape, without padding.
 

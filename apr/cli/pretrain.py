@@ -134,10 +134,10 @@ def _train(config: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result.to_json()))
     if result.target_met is False:
-        assert result.best is not None
+        best = "nothing was evaluated" if result.best is None else f"{result.best['loss']:.4f}"
         _say(
-            f"error: --target-val-loss {result.target_val_loss}: missed, the best is "
-            f"{result.best['loss']:.4f}; everything is written"
+            f"error: --target-val-loss {result.target_val_loss}: missed, the best is {best}; "
+            "everything is written"
         )
         raise typer.Exit(5)
 

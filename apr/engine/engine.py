@@ -73,11 +73,6 @@ class Session:
         """Tokens processed so far."""
         return self._cache.length
 
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of the KV cache's buffers."""
-        return self._cache.nbytes()
-
     def prefill(self, ids: Sequence[int]) -> Logits:
         """Process further tokens in one pass; logits after the last one, `[vocab]`.
 

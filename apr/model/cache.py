@@ -75,7 +75,3 @@ class KVCache:
     def advance(self, count: int) -> None:
         """Count `count` further positions as stored."""
         self.length += count
-
-    def nbytes(self) -> int:
-        """Bytes that the buffers hold."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))

@@ -173,7 +173,7 @@ def prepare(config: TrainConfig, data_dir: Path) -> Prepared:
         notes.append("--allow-under-provisioned was not needed: the gate does not refuse")
     return Prepared(
         settings, architecture, tokenizer, dataset, budget, bypassed, line, init,
-        [f"data: {dataset.note}", *notes],
+        [*(f"data: {said}" for said in dataset.lines()), *notes],
     )  # fmt: skip
 
 

@@ -104,6 +104,15 @@ def test_the_gate_refuses_before_anything_is_trained(config, tmp_path):
     assert left <= {"data", ".lock"}
 
 
+def test_broken_records_are_named_before_training_not_only_counted_in_the_file(config, tmp_path):
+    records = tmp_path / "records.jsonl"
+    good = [json.dumps({"text": f"record number {i} " * 20}) for i in range(200)]
+    records.write_text("\n".join(["not json", *good]) + "\n")
+    said = plan(config(dataset=(str(records),))).prepared.notes
+    assert any("1 broken record" in note for note in said)
+    assert any("records.jsonl:1" in note for note in said)
+
+
 def test_a_plan_trains_nothing_and_estimates_memory_and_time(config, tmp_path):
     found = plan(config(plan=True, allow_under_provisioned=None))
     assert found.prepared.refused
