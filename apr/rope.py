@@ -57,7 +57,14 @@ def problems(scaling: Mapping[str, Any]) -> list[str]:
     return out
 
 
-def divisors(scaling: Mapping[str, Any] | None, theta: float, head_dim: int) -> list[float] | None:
+def softmax_mscale(scaling: Mapping[str, Any] | None) -> float:
+    """What MLA multiplies its scores by beside the usual scale; 1 for the kinds known so far."""
+    return 1.0
+
+
+def divisors(
+    scaling: Mapping[str, Any] | None, theta: float | None, head_dim: int
+) -> list[float] | None:
     """What the frequency of each rotary pair is divided by, `[head_dim / 2]`; None if by nothing.
 
     Args:
@@ -65,7 +72,7 @@ def divisors(scaling: Mapping[str, Any] | None, theta: float, head_dim: int) -> 
         theta: base of the rotary embedding.
         head_dim: width of a head, even.
     """
-    if scaling is None:
+    if scaling is None or theta is None:
         return None
     factor = float(scaling["factor"])
     if scaling["rope_type"] == "linear":

@@ -95,7 +95,7 @@ class Engine:
         self.plan = plan
         self._model = model
         self._decoder = decoder
-        parameter = decoder.model.norm.weight
+        parameter = decoder.lm_head.weight
         self.device, self.dtype = parameter.device, parameter.dtype
 
     @property
@@ -134,7 +134,7 @@ class Engine:
                 hidden = self._decoder.hidden(batch, cache)
                 if last_only:
                     hidden = hidden[:, -1:]
-                logits = self._decoder.lm_head(hidden)[0].float().cpu()
+                logits = self._decoder.logits(hidden)[0].float().cpu()
             except AprError:
                 raise
             except (RuntimeError, MemoryError) as error:
@@ -279,7 +279,7 @@ def load(
     plan = Plan(
         engine="torch " + torch.__version__,
         kernels="torch linear + scaled_dot_product_attention",
-        device=str(decoder.model.norm.weight.device),
+        device=str(decoder.lm_head.weight.device),
         hardware=(
             torch.cuda.get_device_name(place) if place.type == "cuda" else receipt.cpu_name()
         ),

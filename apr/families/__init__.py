@@ -13,9 +13,11 @@ Which tensors there are, their shapes and their names in both worlds is data:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from apr import contracts, rope
@@ -43,18 +45,39 @@ class Family(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One tensor that a model of the family has.
+class Place:
+    """Where a canonical tensor stands in another world.
 
-    `permute_heads`: number of heads whose rows are reordered between Hugging Face's halves and
-    GGUF's adjacent rotary pairs, or 0. `role`: embedding, norm, attention, feed_forward, head.
+    `names` are the tensors there that it is made of, `recipe` is how (apr/formats/recipes.py).
+    `index` is its place along the first dimension where several share one tensor (experts), and
+    `count` is a number that the recipe needs: of heads, or which part of a shared tensor it is.
+    """
+
+    names: tuple[str, ...]
+    recipe: str = "plain"
+    index: int | None = None
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor that a model of the family has, under its canonical name: that of the decoder and
+    of `.apr` files.
+
+    `role`: embedding, norm, attention, feed_forward, expert, head.
     """
 
     name: str
     shape: tuple[int, ...]
-    gguf_name: str
     role: str
-    permute_heads: int = 0
+    hf: Place
+    gguf: Place
+
+    @property
+    def elsewhere(self) -> str:
+        """The names in the other worlds, for messages."""
+        out = [] if self.hf.names == (self.name,) else [f"in Hugging Face {self.hf.names[0]}"]
+        return "; ".join([*out, f"in GGUF {' and '.join(self.gguf.names)}"])
 
 
 def known() -> list[str]:
@@ -159,23 +182,59 @@ def tensor_specs(architecture: Architecture) -> list[TensorSpec]:
             continue
         if "unless" in rule and getattr(architecture, rule["unless"]):
             continue
-        shape = tuple(int(getattr(architecture, dim)) for dim in rule["shape"])
-        heads = int(getattr(architecture, rule["permute"])) if "permute" in rule else 0
-        layers = range(architecture.num_layers) if "{i}" in rule["name"] else [0]
+        name: str = rule["name"]
+        shape = tuple(
+            dim if isinstance(dim, int) else int(getattr(architecture, dim))
+            for dim in rule["shape"]
+        )
+        layers: Sequence[int] = [0]
+        if "{i}" in name:
+            layers = getattr(architecture, rule.get("layers", "all_layers"))
+        experts = range(architecture.num_experts if "{e}" in name else 1)
         out.extend(
             TensorSpec(
-                rule["name"].format(i=i), shape, rule["gguf"].format(i=i), rule["role"], heads
+                name.format(i=i, e=e),
+                shape,
+                rule["role"],
+                _place(architecture, rule, "hf", i, e),
+                _place(architecture, rule, "gguf", i, e),
             )
             for i in layers
+            for e in experts
         )
     return out
+
+
+def _place(
+    architecture: Architecture, rule: Mapping[str, Any], world: str, layer: int, expert: int
+) -> Place:
+    found = rule.get(world, rule["name"])
+    templates = [found] if isinstance(found, str) else found
+    shared = "{e}" in rule["name"] and not any("{e}" in template for template in templates)
+    recipe = rule.get(f"{world}_recipe", "stack" if shared else "plain")
+    count = int(rule.get("part", 0))
+    if world == "gguf" and "permute" in rule:
+        recipe, count = "heads", int(getattr(architecture, rule["permute"]))
+    names = tuple(template.format(i=layer, e=expert) for template in templates)
+    return Place(names, recipe, expert if shared else None, count)
+
+
+def ignored_hf_tensor(architecture: Architecture, name: str) -> bool:
+    """Whether a Hugging Face tensor is one that the family's model does not use (a further
+    prediction layer, a buffer that is computed): the contract's `hf_ignores`, regular expressions.
+    """
+    patterns = contracts.load(f"families/{architecture.family}").get("hf_ignores", [])
+    return any(
+        re.fullmatch(pattern.replace("{num_layers}", str(architecture.num_layers)), name)
+        for pattern in patterns
+    )
 
 
 def tensor_problems(architecture: Architecture, tensors: Mapping[str, Tensor]) -> list[str]:
     """What is wrong with a set of tensors for this architecture, a line each; empty if nothing."""
     specs = {spec.name: spec for spec in tensor_specs(architecture)}
     out = [
-        f"missing tensor {name} (in GGUF {spec.gguf_name})"
+        f"missing tensor {name} ({spec.elsewhere})"
         for name, spec in specs.items()
         if name not in tensors
     ]
@@ -190,17 +249,22 @@ def tensor_problems(architecture: Architecture, tensors: Mapping[str, Tensor]) -
     return out
 
 
-def num_parameters(architecture: Architecture, *, embedding: bool = True) -> int:
-    """Number of parameters; without `embedding`, those outside the token embedding and head.
+def num_parameters(
+    architecture: Architecture, *, embedding: bool = True, active: bool = False
+) -> int:
+    """Number of parameters; without `embedding`, those outside the token embedding and head;
+    `active`: those that one token uses, of the experts only as many as it visits.
 
     A tied head is counted once. This is the N of the budget gate (docs/spec/training.md).
     """
-    total = 0
+    total = in_experts = 0
     for spec in tensor_specs(architecture):
         if not embedding and spec.role in ("embedding", "head"):
             continue
-        count = 1
-        for dim in spec.shape:
-            count *= dim
-        total += count
-    return total
+        if spec.role == "expert":
+            in_experts += prod(spec.shape)
+        else:
+            total += prod(spec.shape)
+    if active and in_experts:
+        in_experts = in_experts * architecture.num_experts_per_tok // architecture.num_experts
+    return total + in_experts

@@ -144,7 +144,12 @@ def from_gguf(
     scaling = _rope_from_gguf(fields, where, family)
     context = fields.get("context_length")
     window = fields.get("attention.sliding_window")
-    if isinstance(window, int) and isinstance(context, int) and 0 < window < context:
+    contract = contracts.load(f"families/{family}")
+    computed = "sliding_window" in contract.get("varies", []) and (
+        "sliding_window" not in contract.get("gguf_lacks", [])
+    )
+    narrower = isinstance(window, int) and isinstance(context, int) and 0 < window < context
+    if narrower and not computed:
         raise InvalidFormat(
             where,
             f"states a sliding window of {window} in a context of {context}, which llama.cpp "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,9 @@ import numpy as np
 from apr import contracts, families, rope
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, ModelLoadError
+from apr.formats import recipes
 from apr.formats.gguf_reader import GgufFile
 from apr.formats.opened import OpenedModel
-from apr.formats.permute import permuted
 from apr.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -88,6 +87,7 @@ def family_fields(file: GgufFile) -> dict[str, Any]:
         fields["vocab_size"] = embedding.shape[0]
     elif TOKENS in file.fields:
         fields.setdefault("vocab_size", file.fields.field(TOKENS).count)
+    fields["tensors"] = frozenset(file.tensors)  # names, for what only they can tell
     fields["tie_word_embeddings"] = "output.weight" not in file.tensors
     fields["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
     fields["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
@@ -160,26 +160,14 @@ def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, T
     follows = scaling is not None and scaling["rope_type"] in rope.AS_TENSOR
     if follows:
         _check_divisors(file, architecture)
-    specs = {spec.gguf_name: spec for spec in families.tensor_specs(architecture)}
-    out: dict[str, Tensor] = {}
-    for name, tensor in file.tensors.items():
-        if follows and name == rope.TENSOR:
-            continue
-        spec = specs.get(name)
-        if spec is None:
-            out[name] = tensor
-            continue
-        tensor = replace(tensor, name=spec.name)
-        if spec.permute_heads and tensor.shape == spec.shape:
-            tensor = permuted(tensor, spec.permute_heads, to_gguf=False)
-        out[spec.name] = tensor
-    return out
+    held = {n: t for n, t in file.tensors.items() if not (follows and n == rope.TENSOR)}
+    return recipes.canonical("gguf", families.tensor_specs(architecture), held, architecture)
 
 
 def _check_divisors(file: GgufFile, architecture: Architecture) -> None:
     tensor = file.tensors.get(rope.TENSOR)
     expected = rope.divisors(
-        architecture.rope_scaling, architecture.rope_theta, architecture.head_dim
+        architecture.rope_scaling, architecture.rope_theta, architecture.rotary_dim
     )
     if tensor is None or expected is None:
         raise InvalidFormat(

@@ -10,7 +10,6 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,14 +18,14 @@ import numpy as np
 from apr import contracts, families, rope
 from apr.architecture import Architecture
 from apr.atomic import atomic_file
-from apr.dtypes import DType
+from apr.dtypes import DTYPES, DType
 from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
+from apr.families import TensorSpec
+from apr.formats import recipes
 from apr.formats.gguf_model import GENERAL, ROPE_SCALING, TRAINING
 from apr.formats.gguf_reader import ARRAY, DEFAULT_ALIGNMENT, SCALARS, STRING
 from apr.formats.opened import OpenedModel
-from apr.formats.permute import permuted
 from apr.formats.streaming import Progress, Sources, chosen_dtype, requested_dtype, write_tensor
-from apr.quant import recoded
 from apr.tensors import Tensor, from_array
 
 QUANTIZATION_VERSION = 2  # GGML_QUANT_VERSION: the layout of the block types that we write
@@ -113,15 +112,18 @@ def gguf_tensors(
             "write --format safetensors instead, which keeps it",
         )
     asked = requested_dtype(quantize, "gguf")
-    out = []
-    for spec in families.tensor_specs(model.architecture):
-        source = model.tensors[spec.name]
-        dtype = chosen_dtype(source, asked, "gguf")
-        tensor = sources.watch(source) if sources else source
-        if spec.permute_heads:
-            tensor = _reordered(tensor, spec.permute_heads, dtype)
-        out.append(replace(recoded(tensor, dtype), name=spec.gguf_name))
-    return out + _rotary_divisors(model.architecture)
+    architecture = model.architecture
+    specs = families.tensor_specs(architecture)
+    held = {s.name: model.tensors[s.name] for s in specs}
+    if sources:
+        held = {name: sources.watch(tensor) for name, tensor in held.items()}
+
+    def choose(tensor: Tensor, spec: TensorSpec) -> DType:
+        if spec.role == "router" and asked is not None and asked.is_block:
+            return DTYPES["F32"]  # a rounded router would send tokens to other experts
+        return chosen_dtype(tensor, asked, "gguf")
+
+    return recipes.write("gguf", specs, held, architecture, choose) + _rotary_divisors(architecture)
 
 
 def _rotary_divisors(architecture: Architecture) -> list[Tensor]:
@@ -132,15 +134,8 @@ def _rotary_divisors(architecture: Architecture) -> list[Tensor]:
     scaling = architecture.rope_scaling
     if scaling is None or scaling["rope_type"] not in rope.AS_TENSOR:
         return []
-    divisors = rope.divisors(scaling, architecture.rope_theta, architecture.head_dim)
+    divisors = rope.divisors(scaling, architecture.rope_theta, architecture.rotary_dim)
     return [from_array(rope.TENSOR, np.array(divisors, dtype=np.float32))]
-
-
-def _reordered(tensor: Tensor, heads: int, dtype: DType) -> Tensor:
-    """Rows of q and k in GGUF's row order; a type without rows of its own is decoded first."""
-    if tensor.dtype.header_bytes or tensor.dtype.name == "APR_Q4":
-        tensor = recoded(tensor, dtype)
-    return permuted(tensor, heads, to_gguf=True)
 
 
 def gguf_fields(

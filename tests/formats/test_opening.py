@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from apr.errors import CorruptFile, InvalidFormat, ModelLoadError, NotFound
 from apr.formats import open_model, write_gguf, write_hf
-from apr.formats.permute import row_order
+from apr.formats.recipes import row_order
 
 
 @pytest.fixture
