@@ -465,3 +465,21 @@ def gguf_obstacles(architecture: Architecture) -> list[str]:
         f"its rotary scaling is {kind!r}, and llama.cpp's {name!r} has no {rope.TENSOR}, the only "
         "form that GGUF has for it: it would not load the file at all"
     ]
+
+
+def gguf_caveats(architecture: Architecture) -> list[str]:
+    """What depends on how whoever has the GGUF loads it: the file is exact, a setting is not."""
+    scaling, context = architecture.rope_scaling, architecture.max_position_embeddings
+    if scaling is None or scaling["rope_type"] != "longrope":
+        return []
+    original = scaling[rope.POSITIONS]
+    if context <= original or scaling["long_factor"] == scaling["short_factor"]:
+        return []
+    pairs = zip(scaling["long_factor"], scaling["short_factor"], strict=True)
+    most = max(max(a / b, b / a) for a, b in pairs)
+    return [
+        f"rope_scaling 'longrope': llama.cpp takes the long factors where the context it is loaded "
+        f"with (rounded up to a multiple of 256) is longer than {original}, not where the text is; "
+        f"load it with at most {original // 256 * 256} for texts up to {original} tokens and with "
+        f"more for longer ones, or frequencies are up to {most:.3g} times off"
+    ]
