@@ -143,8 +143,8 @@ def test_llama_cpp_chooses_the_factors_of_longrope_by_the_context_it_is_loaded_w
 def test_the_proof_says_that_llama_cpps_choice_of_longrope_factors_is_the_loaders(tmp_path):
     path = model(tmp_path, "llama", longrope(255), max_position_embeddings=512)
     report = export(path, tmp_path / "m.gguf", format="gguf", peers=False)
-    (check,) = (check for check in report.checks if "caveats" in check.figures)
-    assert "rope_scaling 'longrope'" in check.message and "longer than 255" in check.message
+    (found,) = (c.outcome for c in report.checks if "caveats" in c.outcome.figures)
+    assert "rope_scaling 'longrope'" in found.message and "longer than 255" in found.message
     assert not families.gguf_caveats(replace(open_model(path).architecture, rope_scaling=None))
 
 
