@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from apr import families
 from apr.errors import AprError
 from apr.export import comparison, peers, samples
 from apr.export.report import Check, Outcome, failed, passed, skipped, timed
@@ -197,7 +198,12 @@ class Proof:
             else rules["same_weights"]
         )
         out = comparison.logits(self.source_logits, self.written_logits, bound)
-        return Outcome(out.verdict, f"{out.message} ({self.precision})", out.figures)
+        message, figures = f"{out.message} ({self.precision})", out.figures
+        caveats = families.gguf_caveats(self.source.architecture) if self.format == "gguf" else []
+        if caveats:  # of the loader's settings, which no file can make
+            message = "; ".join([message, *(f"note: {caveat}" for caveat in caveats)])
+            figures = {**figures, "caveats": caveats}
+        return Outcome(out.verdict, message, figures)
 
     # -- peers ----------------------------------------------------------------------------------
 

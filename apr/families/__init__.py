@@ -166,6 +166,11 @@ def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
     return shared_obstacles(architecture) + (own(architecture) if own else [])
 
 
+def gguf_caveats(architecture: Architecture) -> list[str]:
+    """What whoever loads the GGUF must know to get the same logits; a sentence each."""
+    return rotary.gguf_caveats(architecture)
+
+
 def tensor_specs(architecture: Architecture) -> list[TensorSpec]:
     """Every tensor that a model of this architecture has, in the contract's order."""
     out: list[TensorSpec] = []
