@@ -20,9 +20,10 @@ from importlib import import_module
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from apr import contracts, rope
+from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
+from apr.families import rotary
 
 if TYPE_CHECKING:
     from apr.tensors import Tensor
@@ -179,13 +180,6 @@ def gguf_obstacles(architecture: Architecture) -> list[str]:
             f"attention_bias is true, and llama.cpp's {contract['gguf_architecture']!r} has no "
             "bias on attn_output: it would not load the file at all"
         )
-    scaling = architecture.rope_scaling
-    if "rope_freqs" in lacks and scaling is not None and scaling["rope_type"] in rope.AS_TENSOR:
-        out.append(
-            f"its rotary scaling is {scaling['rope_type']!r}, and llama.cpp's "
-            f"{contract['gguf_architecture']!r} has no {rope.TENSOR}, the only form that "
-            "GGUF has for it: it would not load the file at all"
-        )
     if "head_dim" in lacks and architecture.q_size != architecture.hidden_size:
         out.append(
             f"num_heads {architecture.num_heads} times head_dim {architecture.head_dim} is not "
@@ -193,7 +187,7 @@ def gguf_obstacles(architecture: Architecture) -> list[str]:
             f"{contract['gguf_architecture']!r} has no head_dim of its own: it would not load the "
             "file at all"
         )
-    return out
+    return out + rotary.gguf_obstacles(architecture)
 
 
 def tensor_specs(architecture: Architecture) -> list[TensorSpec]:

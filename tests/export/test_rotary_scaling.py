@@ -9,6 +9,7 @@ from apr_tiny import make_tokenizer, write_tiny
 from apr import engine, rope
 from apr.errors import AprError, GateFailed, InvalidFormat
 from apr.export import export, peers
+from apr.families import rotary
 from apr.formats import open_model
 from apr.formats.gguf_model import ROPE_SCALING
 from apr.formats.gguf_reader import GgufFile
@@ -27,7 +28,7 @@ IN_GGUF = [
     (family, scaling)
     for family in OWN
     for scaling in SCALINGS
-    if scaling["rope_type"] not in rope.AS_TENSOR or family in ("llama", "mistral")
+    if rotary.gguf_form(scaling, family) is not None
 ]
 PRE = make_tokenizer()
 
