@@ -120,7 +120,11 @@ def by_hf_model_type(name: object, where: StrPath) -> Family:
     Raises:
         InvalidFormat: unknown; the message lists the known ones.
     """
-    table = {contracts.load(f"families/{f}")["hf_model_type"]: f for f in known()}
+    loaded = {f: contracts.load(f"families/{f}") for f in known()}
+    table = {contract["hf_model_type"]: f for f, contract in loaded.items()}
+    refused = {n: why for c in loaded.values() for n, why in c.get("hf_refuses", {}).items()}
+    if name in refused:
+        raise InvalidFormat(where, f"model_type {name!r} is {refused[name]}")
     if name not in table:
         raise InvalidFormat(where, f"unknown model_type {name!r}", f"known are {', '.join(table)}")
     return by_name(table[cast(str, name)], where)
@@ -163,6 +167,11 @@ def gguf_obstacles(architecture: Architecture) -> list[str]:
             f"its rotary scaling is {scaling['rope_type']!r}, and llama.cpp's "
             f"{contract['gguf_architecture']!r} has no {rope.TENSOR}, the only form that "
             "GGUF has for it: it would not load the file at all"
+        )
+    if "untied_head" in lacks and not architecture.tie_word_embeddings:
+        out.append(
+            f"tie_word_embeddings is false, and llama.cpp's {contract['gguf_architecture']!r} "
+            "always takes the embedding for its head: it would not load the file at all"
         )
     if "head_dim" in lacks and architecture.q_size != architecture.hidden_size:
         out.append(

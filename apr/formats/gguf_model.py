@@ -28,6 +28,7 @@ TOKENS = "tokenizer.ggml.tokens"
 TRAINING = "apr.training"  # our own key: the training record, as JSON
 # Ours too: kind and parameters of a rotary scaling that GGUF has only the divisors of, as JSON.
 ROPE_SCALING = "apr.rope_scaling"
+EXACT = "apr.exact."  # ours: then a tensor's name; the values that its sum with one has rounded
 # GGUF's general keys that have a name of their own in `.apr` metadata.
 GENERAL = {
     "general.name": "name",
@@ -161,7 +162,13 @@ def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, T
     if follows:
         _check_divisors(file, architecture)
     held = {n: t for n, t in file.tensors.items() if not (follows and n == rope.TENSOR)}
-    return recipes.canonical("gguf", families.tensor_specs(architecture), held, architecture)
+    specs = families.tensor_specs(architecture)
+    return recipes.canonical("gguf", specs, held, architecture, lambda n: _exact(file, n))
+
+
+def _exact(file: GgufFile, name: str) -> list[float] | None:
+    values = file.fields.get(EXACT + name)
+    return values if isinstance(values, list) else None
 
 
 def _check_divisors(file: GgufFile, architecture: Architecture) -> None:

@@ -22,7 +22,7 @@ from apr.dtypes import DTYPES, DType
 from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
 from apr.families import TensorSpec
 from apr.formats import recipes
-from apr.formats.gguf_model import GENERAL, ROPE_SCALING, TRAINING
+from apr.formats.gguf_model import EXACT, GENERAL, ROPE_SCALING, TRAINING
 from apr.formats.gguf_reader import ARRAY, DEFAULT_ALIGNMENT, SCALARS, STRING
 from apr.formats.opened import OpenedModel
 from apr.formats.streaming import Progress, Sources, chosen_dtype, requested_dtype, write_tensor
@@ -163,6 +163,8 @@ def gguf_fields(
     scaling = architecture.rope_scaling
     if scaling is not None and scaling["rope_type"] in rope.AS_TENSOR:
         out[ROPE_SCALING] = json.dumps(dict(scaling), separators=(",", ":"))
+    lost = recipes.lost_by_adding(families.tensor_specs(architecture), model.tensors)
+    out.update((EXACT + name, values) for name, values in lost.items())
     if model.training is not None:
         out[TRAINING] = json.dumps(model.training, ensure_ascii=False, separators=(",", ":"))
     tokenizer = model.require_tokenizer()
