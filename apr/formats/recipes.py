@@ -3,7 +3,8 @@
 A family's contract names a recipe for each tensor that is not simply the same under another name.
 Recipes that move whole rows or whole matrices work on stored bytes, so blocks of quantized types
 stay as they are; the others need elements, and decode a quantized source to float32 first.
-All of them are exact, but for the rounding of `plus_one`, whose losses the file states. Sources: transformers' model files, llama.cpp's convert_hf_to_gguf.py.
+All of them are exact, but for the rounding of `plus_one`, whose losses the file states. Sources:
+transformers' model files, llama.cpp's convert_hf_to_gguf.py.
 """
 
 from __future__ import annotations
