@@ -65,6 +65,7 @@ CASES = [
     ("META-ROPE-SCALING", "llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}),
     ("LLAMA-HEADS", "llama", {"num_heads": 6}),
     ("GEMMA2-HEADS", "gemma2", {"num_heads": 6}),
+    ("GEMMA3-HEADS", "gemma3_text", {"num_heads": 6}),
     ("META-VARIATION", "gemma2", {"norm_plus_one": False}),
     ("META-VARIATION", "llama", {"hidden_act": "gelu"}),
     ("META-VARIATION", "llama", {"sliding_window": 8}),

@@ -1,6 +1,8 @@
 """Gemma 2 and 3: what a config leaves out, what is refused, and what a GGUF must say for them."""
 
 import copy
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from apr.formats import recipes
 from apr.tensors import from_array
 
 transformers = pytest.importorskip("transformers")
-FAMILIES = [f for f in ("gemma2", "gemma3_text") if f in families.known()]
+FAMILIES = ["gemma2", "gemma3_text"]
 SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 7, "num_attention_heads": 8,
     "vocab_size": 300, "max_position_embeddings": 128,
@@ -23,6 +25,14 @@ COMPARED = (
     "attention_bias", "tie_word_embeddings", "initializer_range", "sliding_window", "layer_types",
     "query_pre_attn_scalar", "final_logit_softcapping",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shared():
+    folder = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no shared data beside the repository")
+    return folder
 
 
 def read(family, **changes):
@@ -155,7 +165,54 @@ def test_norms_that_lose_nothing_are_not_stated():
     assert recipes.lost_by_adding([norm_spec()], tensors) == {}
 
 
-@pytest.mark.skipif("gemma3_text" not in families.known(), reason="not there")
+def test_the_bases_of_both_kinds_of_layer_are_read_in_every_writing():
+    new = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+    }
+    old = {
+        "rope_theta": 5e5,
+        "rope_local_base_freq": 2e4,
+        "rope_scaling": {"type": "linear", "factor": 8.0},
+    }
+    arch = read("gemma3_text", rope_parameters=new)
+    assert (arch.rope_theta, arch.rope_local_theta) == (5e5, 2e4)
+    assert arch.rope_scaling == {"rope_type": "linear", "factor": 8.0}
+    assert read("gemma3_text", **old) == arch
+    assert read("gemma3_text").rope_theta == 1e6 and read("gemma3_text").rope_local_theta == 1e4
+    given = {**SIZES, "model_type": "gemma3_text", "rope_parameters": new}
+    written = families.by_name("gemma3_text").to_hf(arch)
+    assert theirs(written).rope_parameters == theirs(given).rope_parameters
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        ({"rope_type": "default", "rope_theta": 5e5}, "one object for each kind of layer"),
+        ({"sliding_attention": {"rope_type": "linear", "factor": 2.0}}, "'linear' of sliding"),
+    ],
+    ids=str,
+)
+def test_rotary_objects_that_gemma3_has_no_meaning_for_are_refused(rope, message):
+    with pytest.raises(InvalidFormat, match=message):
+        read("gemma3_text", rope_parameters=rope)
+
+
+def test_a_pattern_of_no_layers_is_refused():
+    with pytest.raises(InvalidFormat, match="sliding_window_pattern is 0"):
+        read("gemma3_text", sliding_window_pattern=0)
+
+
+def test_the_default_config_has_as_many_parameters_as_transformers_builds(shared):
+    import torch
+
+    config = json.loads((shared / "configs" / "transformers-default-gemma3_text.json").read_text())
+    arch = families.by_name("gemma3_text").from_hf(config, "config.json")
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(theirs(config))
+    assert families.num_parameters(arch) == sum(p.numel() for p in model.parameters())
+
+
 def test_the_model_of_text_and_images_is_refused_with_what_is_supported():
     with pytest.raises(InvalidFormat, match="gemma3_text"):
         families.by_hf_model_type("gemma3", "config.json")
