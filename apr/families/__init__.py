@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
+from apr.families import rotary
 from apr.families.obstacles import Obstacle, shared_obstacles
 
 if TYPE_CHECKING:
@@ -142,7 +143,11 @@ def by_hf_model_type(name: object, where: StrPath) -> Family:
     Raises:
         InvalidFormat: unknown; the message lists the known ones.
     """
-    table = {contracts.load(f"families/{f}")["hf_model_type"]: f for f in known()}
+    loaded = {f: contracts.load(f"families/{f}") for f in known()}
+    table = {contract["hf_model_type"]: f for f, contract in loaded.items()}
+    refused = {n: why for c in loaded.values() for n, why in c.get("hf_refuses", {}).items()}
+    if name in refused:
+        raise InvalidFormat(where, f"model_type {name!r} is {refused[name]}")
     if name not in table:
         raise InvalidFormat(where, f"unknown model_type {name!r}", f"known are {', '.join(table)}")
     return by_name(table[cast(str, name)], where)

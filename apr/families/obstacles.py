@@ -56,6 +56,14 @@ def shared_obstacles(architecture: Architecture) -> list[Obstacle]:
                 "load the file at all",
             )
         )
+    if "untied_head" in lacks and not architecture.tie_word_embeddings:
+        out.append(
+            Obstacle(
+                "tie_word_embeddings",
+                f"tie_word_embeddings is false, and {reader} always takes the embedding for its "
+                "head: it would not load the file at all",
+            )
+        )
     if "head_dim" in lacks and architecture.q_size != architecture.hidden_size:
         out.append(
             Obstacle(
