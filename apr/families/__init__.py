@@ -51,12 +51,14 @@ class Place:
     `names` are the tensors there that it is made of, `recipe` is how (apr/formats/recipes.py).
     `index` is its place along the first dimension where several share one tensor (experts), and
     `count` is a number that the recipe needs: of heads, or which part of a shared tensor it is.
+    `width` is how many rows at the end of each head are meant, 0 for all.
     """
 
     names: tuple[str, ...]
     recipe: str = "plain"
     index: int | None = None
     count: int = 0
+    width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +154,12 @@ def gguf_obstacles(architecture: Architecture) -> list[str]:
             f"{window} tokens would give other logits; with max_position_embeddings of at most "
             f"{window} the export is exact"
         )
-    if "attention_bias" in lacks and architecture.attention_bias:
-        out.append(
-            f"attention_bias is true, and llama.cpp's {contract['gguf_architecture']!r} has no "
-            "bias on attn_output: it would not load the file at all"
-        )
+    for key, where in (("attention_bias", "attn_output"), ("mlp_bias", "ffn_down")):
+        if key in lacks and getattr(architecture, key):
+            out.append(
+                f"{key} is true, and llama.cpp's {contract['gguf_architecture']!r} has no "
+                f"bias on {where}: it would not load the file at all"
+            )
     scaling = architecture.rope_scaling
     if "rope_freqs" in lacks and scaling is not None and scaling["rope_type"] in rope.AS_TENSOR:
         out.append(
@@ -215,8 +218,13 @@ def _place(
     count = int(rule.get("part", 0))
     if world == "gguf" and "permute" in rule:
         recipe, count = "heads", int(getattr(architecture, rule["permute"]))
+    width = 0
+    if world == "gguf" and "rotary_end" in rule and not architecture.rope_interleave:
+        heads = rule["rotary_end"]
+        count = heads if isinstance(heads, int) else int(getattr(architecture, heads))
+        recipe, width = "heads", architecture.rotary_dim
     names = tuple(template.format(i=layer, e=expert) for template in templates)
-    return Place(names, recipe, expert if shared else None, count)
+    return Place(names, recipe, expert if shared else None, count, width)
 
 
 def ignored_hf_tensor(architecture: Architecture, name: str) -> bool:
