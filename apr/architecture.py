@@ -297,12 +297,13 @@ def from_metadata(metadata: Mapping[str, Any], where: StrPath) -> Architecture:
         values[field.name] = value
     if wrong:
         raise InvalidFormat(where, "metadata has values of the wrong type: " + "; ".join(wrong))
+    out = Architecture(**values)
     # Here and not in `check` alone: nothing could be computed from it, not even wrongly.
-    scaling = values.get("rope_scaling")
-    problems = rope.problems(scaling) if scaling is not None else []
+    scaling = out.rope_scaling
+    problems = rope.problems(scaling, out.rotary_dim) if scaling is not None else []
     if problems:
         raise InvalidFormat(where, "; ".join(problems))
-    return Architecture(**values)
+    return out
 
 
 def _has_type(value: object, kind: str) -> bool:
@@ -396,7 +397,8 @@ def violations(architecture: Architecture) -> list[Violation]:
                 )
         elif "parameters" in rule:
             scaling = getattr(architecture, rule["scaling"])
-            found = rope.problems(scaling) if scaling is not None else []
+            width = architecture.rotary_dim
+            found = rope.problems(scaling, width) if scaling is not None else []
             out.extend(Violation(rule["id"], f"{text}: {rule['why']}") for text in found)
         elif "needs" in rule:
             key, needed = rule["needs"]

@@ -20,9 +20,10 @@ from importlib import import_module
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from apr import contracts, rope
+from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
+from apr.families import latent, rotary
 
 if TYPE_CHECKING:
     from apr.tensors import Tensor
@@ -182,13 +183,6 @@ def gguf_obstacles(architecture: Architecture) -> list[str]:
                 f"{key} is true, and llama.cpp's {contract['gguf_architecture']!r} has no "
                 f"bias on {where}: it would not load the file at all"
             )
-    scaling = architecture.rope_scaling
-    if "rope_freqs" in lacks and scaling is not None and scaling["rope_type"] in rope.AS_TENSOR:
-        out.append(
-            f"its rotary scaling is {scaling['rope_type']!r}, and llama.cpp's "
-            f"{contract['gguf_architecture']!r} has no {rope.TENSOR}, the only form that "
-            "GGUF has for it: it would not load the file at all"
-        )
     if "head_dim" in lacks and architecture.q_size != architecture.hidden_size:
         out.append(
             f"num_heads {architecture.num_heads} times head_dim {architecture.head_dim} is not "
@@ -196,7 +190,14 @@ def gguf_obstacles(architecture: Architecture) -> list[str]:
             f"{contract['gguf_architecture']!r} has no head_dim of its own: it would not load the "
             "file at all"
         )
-    return out
+    if architecture.is_mla:
+        out += latent.gguf_obstacles(architecture, lacks)
+    return out + rotary.gguf_obstacles(architecture)
+
+
+def gguf_caveats(architecture: Architecture) -> list[str]:
+    """What whoever loads the GGUF must know to get the same logits; a sentence each."""
+    return rotary.gguf_caveats(architecture)
 
 
 def tensor_specs(architecture: Architecture) -> list[TensorSpec]:

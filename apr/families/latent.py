@@ -294,3 +294,35 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
         "expert_group_used_count": architecture.topk_groups,
     }
     return {**dense.to_gguf(architecture), **own}
+
+
+def gguf_obstacles(architecture: Architecture, lacks: Sequence[str]) -> list[str]:
+    """What this model does that llama.cpp's `deepseek2` does not; a sentence each.
+
+    Args:
+        architecture: of the model.
+        lacks: the contract's `gguf_lacks`.
+    """
+    out = []
+    layers, vocab = architecture.num_layers, architecture.vocab_size
+    lite = layers in (26, 27) or (layers == 48 and vocab == 128256)
+    if lite and architecture.q_lora_rank is not None:
+        out.append(
+            f"q_lora_rank is {architecture.q_lora_rank} in a model of {layers} layers, which "
+            "llama.cpp's 'deepseek2' takes for one with a plain q_proj: it would not load the file "
+            "at all"
+        )
+    kinds = list(architecture.mlp_layer_types or ())
+    if kinds != sorted(kinds):
+        out.append(
+            "mlp_layer_types has a dense layer after a sparse one, and llama.cpp's 'deepseek2' "
+            "counts the dense layers at the beginning alone: it would not load the file at all"
+        )
+    groups, chosen = architecture.num_expert_groups, architecture.topk_groups
+    if "group_max" in lacks and chosen < groups:
+        out.append(
+            f"num_expert_groups is {groups}, {chosen} of them chosen by their best expert, and "
+            "llama.cpp's 'deepseek2' judges a group by the sum of its two best: tokens would go to "
+            "other experts, at every position"
+        )
+    return out
