@@ -78,6 +78,14 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
             DeepSeek-V2 of transformers' does, or there are groups, which llama.cpp judges by
             another rule than this family's.
     """
+    architecture = latent.from_gguf(
+        fields,
+        where,
+        "deepseek_v2",
+        num_expert_groups=1,
+        topk_groups=1,
+        attention_bias="blk.0.attn_kv_a_mqa.bias" in fields.get("tensors", ()),
+    )
     if fields.get("expert_weights_norm"):
         raise InvalidFormat(
             where, "deepseek2.expert_weights_norm with a softmax router is not supported"
@@ -91,14 +99,7 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
             "its two best experts, DeepSeek-V2 by its best, so one of the two is wrong",
             "open the Hugging Face folder that the file was made from",
         )
-    return latent.from_gguf(
-        fields,
-        where,
-        "deepseek_v2",
-        num_expert_groups=1,
-        topk_groups=1,
-        attention_bias="blk.0.attn_kv_a_mqa.bias" in fields.get("tensors", ()),
-    )
+    return architecture
 
 
 def to_gguf(architecture: Architecture) -> dict[str, Any]:

@@ -8,6 +8,7 @@ classes; sizes have none. Sources: transformers' `models/deepseek_v2`, `deepseek
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from apr.errors import InvalidFormat, StrPath
 from apr.families import dense
 
 SOFTMAX, SIGMOID = 1, 2  # llama.cpp's expert_gating_func
+_LOG = "rope.scaling.yarn_log_multiplier"
 # What `dense.from_hf` reads; everything else of a config is read here, or by the family.
 _DENSE = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
@@ -82,6 +84,14 @@ def from_hf(
     if wrong:
         raise InvalidFormat(where, f"{', '.join(wrong)}: not a whole number above 0")
     only(config, where, {**_ELSEWHERE, **fixed})
+    _check_groups(sizes["num_experts"], values["num_experts_per_tok"], own, where)
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if isinstance(scaling, Mapping) and scaling.get("mscale_all_dim"):
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if kind not in ("yarn", "default"):  # where transformers scales by it, and where not
+            raise InvalidFormat(
+                where, f"rotary scaling {kind!r} with mscale_all_dim is not supported"
+            )
     heads = config.get("num_attention_heads")
     kv_heads = config.get("num_key_value_heads")
     if kv_heads is not None and heads is not None and kv_heads != heads:
@@ -108,6 +118,23 @@ def from_hf(
     # An absent number of kv heads has a default in these classes that no other model could use.
     plain = {key: config[key] for key in _DENSE if key in config} | {"num_key_value_heads": heads}
     return dense.from_hf(plain, where, family, defaults=defaults, read=read)
+
+
+def _check_groups(experts: int, used: object, own: Mapping[str, Any], where: StrPath) -> None:
+    """Refuse groups of experts that transformers could not choose from."""
+    groups, chosen = own.get("num_expert_groups", 1), own.get("topk_groups", 1)
+    if groups < 2:
+        return
+    size = experts // groups
+    if experts % groups == 0 and size < 2 and own.get("group_score") == "top2":
+        raise InvalidFormat(
+            where, f"n_group is {groups}: groups of {size}, fewer than the two that judge a group"
+        )
+    if isinstance(used, int) and used > chosen * size:
+        raise InvalidFormat(
+            where,
+            f"{used} experts a token, and {chosen} of {groups} groups have only {chosen * size}",
+        )
 
 
 def only(config: Mapping[str, Any], where: StrPath, allowed: Mapping[str, Any]) -> None:
@@ -236,6 +263,17 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath, family: str, **own: Any
                 "convert the model again",
             )
     nextn = fields.get("nextn_predict_layers") or 0
+    factor = fields.get("rope.scaling.factor") or 1
+    if fields.get("rope.scaling.type") == "linear" and factor > 1:
+        wanted = _linear_key({"rope_type": "linear", "factor": factor})[_LOG]
+        if not math.isclose(fields.get(_LOG, 0.0), wanted, rel_tol=1e-4):
+            raise InvalidFormat(
+                where,
+                f"states linear rotary scaling by {factor:g} and no deepseek2.{_LOG} of "
+                f"{wanted:.6g}: llama.cpp multiplies its scores by the logarithm of the factor "
+                "then, which no Hugging Face config says",
+                "open the Hugging Face folder that the file was made from",
+            )
     layers = values["num_layers"] - nextn
     first = min(fields.get("leading_dense_block_count") or 0, layers)
     groups = fields.get("expert_group_count") or 1
@@ -293,7 +331,18 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
         "expert_group_count": architecture.num_expert_groups,
         "expert_group_used_count": architecture.topk_groups,
     }
-    return {**dense.to_gguf(architecture), **own}
+    return {**dense.to_gguf(architecture), **own, **_linear_key(architecture.rope_scaling)}
+
+
+def _linear_key(scaling: Mapping[str, Any] | None) -> dict[str, float]:
+    """What keeps llama.cpp's `deepseek2` from scaling the scores, too, where the rotary scaling is
+    linear: with factor f and multiplier m it multiplies them by the square of
+    (1 + 0.1 ln f)(1 + m ln f), which is 1 for this m.
+    """
+    if scaling is None or scaling["rope_type"] != "linear" or scaling["factor"] == 1:
+        return {}
+    log = math.log(scaling["factor"])
+    return {_LOG: (1 / (1 + 0.1 * log) - 1) / log}
 
 
 def gguf_obstacles(architecture: Architecture, lacks: Sequence[str]) -> list[str]:
