@@ -17,10 +17,17 @@ SOUND = Architecture(
 )  # fmt: skip
 
 
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+# Sizes that a family needs beside those above.
+SIZES = {
+    "mixtral": {**EXPERTS, "intermediate_size": 48},
+}
+
+
 def sound(family: str) -> Architecture:
     """An architecture of the family that breaks no rule."""
     implied = contracts.load(f"families/{family}").get("implied", {})
-    return replace(SOUND, family=family, **implied)
+    return replace(SOUND, family=family, **{**implied, **SIZES.get(family, {})})
 
 
 def bounds():
@@ -70,6 +77,8 @@ CASES = [
     ("META-VARIATION", "qwen2", {"mlp_bias": True}),
     ("META-VARIATION", "qwen3", {"qk_norm": False}),
     ("META-VARIATION", "mistral", {"layer_types": ("full_attention",) * 2}),
+    ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 64}),
+    ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 32}),
     ("META-MLP-TYPES", "llama", {"mlp_layer_types": ("dense",)}),
     ("META-EXPERT-WIDTH", "llama", {"num_experts": 4}),
     ("META-EXPERTS-CHOSEN", "llama", {"num_experts": 4, "num_experts_per_tok": 5}),

@@ -111,14 +111,15 @@ class Proof:
     @cached_property
     def source_logits(self) -> Float32:
         """Our engine on the source, at the end of the prompt, `[compared, vocab]`."""
-        return self._logits(self.source)
+        return self.logits_of(self.source)
 
     @cached_property
     def written_logits(self) -> Float32:
         """Our engine on the output, at the end of the prompt, `[compared, vocab]`."""
-        return self._logits(self.written)
+        return self.logits_of(self.written)
 
-    def _logits(self, model: OpenedModel) -> Float32:
+    def logits_of(self, model: OpenedModel) -> Float32:
+        """Our engine on any model, at the end of this proof's prompt, `[compared, vocab]`."""
         from apr import engine
 
         # One model in memory at a time: weights are views of the file's pages where their type
