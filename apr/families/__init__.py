@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
+from apr.families import rotary
 from apr.families.obstacles import Obstacle, shared_obstacles
 
 if TYPE_CHECKING:

@@ -65,7 +65,8 @@ def shared_obstacles(architecture: Architecture) -> list[Obstacle]:
                 "it would not load the file at all",
             )
         )
-    for text in rotary.gguf_obstacles(architecture):
-        unscaled = {"rope_scaling": None} if "'dynamic'" in text else None
-        out.append(Obstacle("rope_scaling", text, unscaled))
+    out += [
+        Obstacle("rope_scaling", text, computed)
+        for text, computed in rotary.gguf_obstacles(architecture)
+    ]
     return out
