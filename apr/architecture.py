@@ -247,7 +247,8 @@ class Architecture:
             out["architecture" if field.name == "family" else field.name] = value
         out["hf_architecture"] = contract["hf_architecture"]
         out["hf_model_type"] = contract["hf_model_type"]
-        out["rope_type"] = 2  # halves, as Hugging Face stores q and k
+        if self.position_embedding == "rotary":
+            out["rope_type"] = 2  # halves, as Hugging Face stores q and k
         return out
 
 
@@ -292,6 +293,11 @@ def from_metadata(metadata: Mapping[str, Any], where: StrPath) -> Architecture:
     if wrong:
         raise InvalidFormat(where, "metadata has values of the wrong type: " + "; ".join(wrong))
     # Here and not in `check` alone: nothing could be computed from it, not even wrongly.
+    act = values.get("hidden_act")
+    rules = contracts.load("metadata")["bounds"]
+    known = next(rule["one_of"] for rule in rules if rule["key"] == "hidden_act")
+    if act is not None and act not in known:
+        raise InvalidFormat(where, f"hidden_act {act!r} is unknown", f"known: {', '.join(known)}")
     scaling = values.get("rope_scaling")
     problems = rope.problems(scaling) if scaling is not None else []
     if problems:
@@ -397,6 +403,11 @@ def violations(architecture: Architecture) -> list[Violation]:
             # 0 experts, an empty list: as good as absent.
             if getattr(architecture, key) and getattr(architecture, needed) is None:
                 out.append(Violation(rule["id"], f"{key} is given without {needed}: {rule['why']}"))
+        elif "equal" in rule:
+            first, second = rule["equal"]
+            a, b = getattr(architecture, first), getattr(architecture, second)
+            if a != b:
+                out.append(Violation(rule["id"], f"{first} {a} is not {second} {b}: {rule['why']}"))
         elif "at_most" in rule:
             key, bound = rule["at_most"]
             a, b = getattr(architecture, key), getattr(architecture, bound)

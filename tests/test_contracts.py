@@ -15,12 +15,14 @@ SOUND = Architecture(
     intermediate_size=172, vocab_size=300, max_position_embeddings=128, rms_norm_eps=1e-5,
     rope_theta=10_000.0,
 )  # fmt: skip
+# Sizes that a family cannot have as above.
+OWN = {"gpt2": {"num_kv_heads": 4, "rope_theta": None}}
 
 
 def sound(family: str) -> Architecture:
     """An architecture of the family that breaks no rule."""
     implied = contracts.load(f"families/{family}").get("implied", {})
-    return replace(SOUND, family=family, **implied)
+    return replace(SOUND, family=family, **implied, **OWN.get(family, {}))
 
 
 def bounds():
@@ -70,6 +72,11 @@ CASES = [
     ("META-VARIATION", "qwen2", {"mlp_bias": True}),
     ("META-VARIATION", "qwen3", {"qk_norm": False}),
     ("META-VARIATION", "mistral", {"layer_types": ("full_attention",) * 2}),
+    ("META-ACT", "gpt2", {"hidden_act": "gelu_fast"}),
+    ("META-VARIATION", "gpt2", {"position_embedding": "rotary"}),
+    ("GPT2-WIDTH", "gpt2", {"head_dim": 8}),
+    ("GPT2-KV", "gpt2", {"num_kv_heads": 2}),
+    ("GPT2-SCALE", "gpt2", {"query_pre_attn_scalar": 2.0}),
     ("META-MLP-TYPES", "llama", {"mlp_layer_types": ("dense",)}),
     ("META-EXPERT-WIDTH", "llama", {"num_experts": 4}),
     ("META-EXPERTS-CHOSEN", "llama", {"num_experts": 4, "num_experts_per_tok": 5}),
@@ -86,6 +93,7 @@ def test_each_relation_can_fail(rule, family, change):
 def test_every_relation_and_choice_has_a_case_above():
     tested = {rule for rule, _, _ in CASES}
     stated = {r["id"] for r in contracts.load("metadata")["relations"]}
+    stated |= {r["id"] for r in contracts.load("metadata")["bounds"] if "one_of" in r}
     for family in families.known():
         contract = contracts.load(f"families/{family}")
         stated |= {r["id"] for r in contract.get("relations", [])}
