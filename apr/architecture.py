@@ -225,10 +225,10 @@ class Architecture:
 
     @property
     def shortest_window(self) -> int | None:
-        """The smallest window that hides something: one shorter than the context; else None."""
-        windows = {self.window(layer) for layer in range(self.num_layers)} - {None}
-        active = [w for w in windows if w is not None and w < self.max_position_embeddings]
-        return min(active, default=None)
+        """The window, if it hides something: if it is shorter than the context; else None."""
+        window = self.sliding_window
+        used = any(self.window(layer) is not None for layer in range(self.num_layers))
+        return window if window and used and window < self.max_position_embeddings else None
 
     def to_metadata(self) -> dict[str, Any]:
         """The canonical metadata keys and values, `family` as `architecture`."""
@@ -292,17 +292,19 @@ def from_metadata(metadata: Mapping[str, Any], where: StrPath) -> Architecture:
         values[field.name] = value
     if wrong:
         raise InvalidFormat(where, "metadata has values of the wrong type: " + "; ".join(wrong))
+    out = Architecture(**values)
     # Here and not in `check` alone: nothing could be computed from it, not even wrongly.
-    act = values.get("hidden_act")
     rules = contracts.load("metadata")["bounds"]
     known = next(rule["one_of"] for rule in rules if rule["key"] == "hidden_act")
-    if act is not None and act not in known:
-        raise InvalidFormat(where, f"hidden_act {act!r} is unknown", f"known: {', '.join(known)}")
-    scaling = values.get("rope_scaling")
-    problems = rope.problems(scaling) if scaling is not None else []
+    if out.hidden_act not in known:
+        raise InvalidFormat(
+            where, f"hidden_act {out.hidden_act!r} is unknown", f"known: {', '.join(known)}"
+        )
+    scaling = out.rope_scaling
+    problems = rope.problems(scaling, out.rotary_dim) if scaling is not None else []
     if problems:
         raise InvalidFormat(where, "; ".join(problems))
-    return Architecture(**values)
+    return out
 
 
 def _has_type(value: object, kind: str) -> bool:
@@ -396,7 +398,8 @@ def violations(architecture: Architecture) -> list[Violation]:
                 )
         elif "parameters" in rule:
             scaling = getattr(architecture, rule["scaling"])
-            found = rope.problems(scaling) if scaling is not None else []
+            width = architecture.rotary_dim
+            found = rope.problems(scaling, width) if scaling is not None else []
             out.extend(Violation(rule["id"], f"{text}: {rule['why']}") for text in found)
         elif "needs" in rule:
             key, needed = rule["needs"]

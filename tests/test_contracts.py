@@ -64,7 +64,7 @@ CASES = [
     ("META-LAYER-TYPES", "qwen2", {"layer_types": ("local", "local"), "sliding_window": 8}),
     ("META-LAYER-WINDOW", "qwen2", {"layer_types": ("full_attention", "sliding_attention")}),
     ("META-ROPE-SCALING", "llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}),
-    ("META-ROPE-SCALING", "llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}),
+    ("META-ROPE-SCALING", "llama", {"rope_scaling": {"rope_type": "mrope", "factor": 8.0}}),
     ("LLAMA-HEADS", "llama", {"num_heads": 6}),
     ("META-VARIATION", "llama", {"hidden_act": "gelu"}),
     ("META-VARIATION", "llama", {"sliding_window": 8}),

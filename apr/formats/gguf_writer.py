@@ -15,15 +15,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from apr import contracts, families, rope
+from apr import contracts, families
 from apr.architecture import Architecture
 from apr.atomic import atomic_file
 from apr.dtypes import DTYPES, DType
 from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
-from apr.families import TensorSpec
+from apr.families import TensorSpec, rotary
 from apr.formats import recipes
-from apr.formats.gguf_model import GENERAL, ROPE_SCALING, TRAINING
+from apr.formats.gguf_model import GENERAL, ROPE_SCALING, TRAINING, architecture_by_keys
 from apr.formats.gguf_reader import ARRAY, DEFAULT_ALIGNMENT, SCALARS, STRING
+from apr.formats.gguf_statement import PlannedGguf, statement
 from apr.formats.opened import OpenedModel
 from apr.formats.streaming import Progress, Sources, chosen_dtype, requested_dtype, write_tensor
 from apr.tensors import Tensor, from_array
@@ -91,6 +92,8 @@ def write_gguf_into(
     sources = Sources()
     tensors = gguf_tensors(model, quantize, sources)
     fields = gguf_fields(model, [t.dtype for t in tensors if len(t.shape) > 1], name)
+    planned = PlannedGguf(path, fields, {tensor.name: tensor for tensor in tensors})
+    fields |= statement(model.architecture, architecture_by_keys(planned))
     with path.open("wb") as file:
         write_container(file, fields, tensors, sources, progress)
 
@@ -128,15 +131,11 @@ def gguf_tensors(
 
 
 def _rotary_divisors(architecture: Architecture) -> list[Tensor]:
-    """The tensor that stands for a scaling which llama.cpp does not know by name, if there is one.
-
-    Source: llama.cpp's convert_hf_to_gguf.py (`generate_extra_tensors` of its Llama).
-    """
-    scaling = architecture.rope_scaling
-    if scaling is None or scaling["rope_type"] not in rope.AS_TENSOR:
-        return []
-    divisors = rope.divisors(scaling, architecture.rope_theta, architecture.rotary_dim)
-    return [from_array(rope.TENSOR, np.array(divisors, dtype=np.float32))]
+    """The tensors that stand for a scaling which llama.cpp has no keys for, if there are any."""
+    return [
+        from_array(name, np.array(values, dtype=np.float32))
+        for name, values in rotary.gguf_tensors(architecture).items()
+    ]
 
 
 def gguf_fields(
@@ -161,9 +160,9 @@ def gguf_fields(
     family = families.by_name(architecture.family, model.path)
     for key, value in family.to_gguf(architecture).items():
         out[f"{prefix}.{key}"] = value
-    scaling = architecture.rope_scaling
-    if scaling is not None and scaling["rope_type"] in rope.AS_TENSOR:
-        out[ROPE_SCALING] = json.dumps(dict(scaling), separators=(",", ":"))
+    scaling = rotary.own_key(architecture)
+    if scaling is not None:
+        out[ROPE_SCALING] = json.dumps(scaling, separators=(",", ":"))
     if model.training is not None:
         out[TRAINING] = json.dumps(model.training, ensure_ascii=False, separators=(",", ":"))
     tokenizer = model.require_tokenizer()

@@ -92,8 +92,8 @@ def test_a_missing_size_is_named(family, key):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_rotary_kinds_are_refused_by_name(family):
-    with pytest.raises(InvalidFormat, match="dynamic"):
-        read(family, rope_scaling={"type": "dynamic", "factor": 4.0})
+    with pytest.raises(InvalidFormat, match="mrope"):
+        read(family, rope_scaling={"type": "mrope", "factor": 4.0})
 
 
 SCALINGS = [
@@ -150,8 +150,12 @@ def test_an_absent_window_of_mistral_is_4096_and_a_null_one_is_none():
     [
         ({"rope.scaling.type": "linear"}, "'linear' lacks factor"),
         ({"rope.scaling.type": "llama3", "rope.scaling.factor": 8.0}, "which llama.cpp lacks"),
-        ({"rope.scaling.type": "longrope", "rope.scaling.factor": 8.0}, "'longrope' is not supp"),
-        ({"rope.scaling.type": "linear", "rope_scaling": {}}, "both rope.scaling.type"),
+        ({"rope.scaling.type": "longrope", "rope.scaling.factor": 8.0}, "'longrope' lacks short"),
+        (
+            {"rope.scaling.type": "linear", "rope_scaling": {"rope_type": "dynamic", "factor": 2}},
+            "gives rope.scaling.type None, the file has 'linear'",
+        ),
+        ({"rope.scaling.factor": 4.0, "rope.scaling.type": "yarn"}, "lacks original_max_position"),
     ],
     ids=str,
 )
