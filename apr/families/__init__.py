@@ -187,13 +187,17 @@ def gguf_obstacles(architecture: Architecture) -> list[str]:
             f"{contract['gguf_architecture']!r} has no head_dim of its own: it would not load the "
             "file at all"
         )
-    for key, computed in contract.get("gguf_computes", {}).items():
-        value = getattr(architecture, key)
-        if value not in computed:
-            out.append(
-                f"{key} is {value!r}, and llama.cpp's {contract['gguf_architecture']!r} takes "
-                f"{computed[0]!r} whatever the file says: every logit would differ"
-            )
+    for kind, where in (
+        ("gguf_computes", "computes with {} whatever the file says: every logit would differ"),
+        ("gguf_loads", "knows only {}: it would not load the file at all"),
+    ):
+        for key, taken in contract.get(kind, {}).items():
+            value = getattr(architecture, key)
+            if value not in taken:
+                out.append(
+                    f"{key} is {value!r}, and llama.cpp's {contract['gguf_architecture']!r} "
+                    + where.format(repr(taken[0]))
+                )
     return out + rotary.gguf_obstacles(architecture)
 
 

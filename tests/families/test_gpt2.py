@@ -111,7 +111,7 @@ def test_what_llama_cpp_computes_otherwise_is_refused(folder):
     assert families.gguf_obstacles(read(activation_function="gelu_pytorch_tanh")) == []
     model = open_model(folder)
     object.__setattr__(model, "architecture", read(activation_function="relu"))
-    with pytest.raises(GateFailed, match="takes 'gelu_new' whatever the file says"):
+    with pytest.raises(GateFailed, match="computes with 'gelu_new' whatever the file says"):
         write_gguf(folder / "m.gguf", model)
 
 
