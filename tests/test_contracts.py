@@ -78,6 +78,7 @@ CASES = [
     ("GPT2-KV", "gpt2", {"num_kv_heads": 2}),
     ("GPT2-SCALE", "gpt2", {"query_pre_attn_scalar": 2.0}),
     ("BITNET-WIDTH", "bitnet", {"head_dim": 8}),
+    ("STARCODER2-BIAS", "starcoder2", {"mlp_bias": True}),
     ("META-MLP-TYPES", "llama", {"mlp_layer_types": ("dense",)}),
     ("META-EXPERT-WIDTH", "llama", {"num_experts": 4}),
     ("META-EXPERTS-CHOSEN", "llama", {"num_experts": 4, "num_experts_per_tok": 5}),
