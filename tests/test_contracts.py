@@ -15,14 +15,20 @@ SOUND = Architecture(
     intermediate_size=172, vocab_size=300, max_position_embeddings=128, rms_norm_eps=1e-5,
     rope_theta=10_000.0,
 )  # fmt: skip
-# Sizes that a family cannot have as above.
-OWN = {"gpt2": {"num_kv_heads": 4, "rope_theta": None}}
+
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+# Sizes that a family needs beside those above, or other ones.
+SIZES = {
+    "gpt2": {"num_kv_heads": 4, "rope_theta": None},
+    "mixtral": {**EXPERTS, "intermediate_size": 48},
+}
 
 
 def sound(family: str) -> Architecture:
     """An architecture of the family that breaks no rule."""
     implied = contracts.load(f"families/{family}").get("implied", {})
-    return replace(SOUND, family=family, **implied, **OWN.get(family, {}))
+    return replace(SOUND, family=family, **{**implied, **SIZES.get(family, {})})
 
 
 def bounds():
@@ -79,6 +85,8 @@ CASES = [
     ("GPT2-SCALE", "gpt2", {"query_pre_attn_scalar": 2.0}),
     ("BITNET-WIDTH", "bitnet", {"head_dim": 8}),
     ("STARCODER2-BIAS", "starcoder2", {"mlp_bias": True}),
+    ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 64}),
+    ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 32}),
     ("META-MLP-TYPES", "llama", {"mlp_layer_types": ("dense",)}),
     ("META-EXPERT-WIDTH", "llama", {"num_experts": 4}),
     ("META-EXPERTS-CHOSEN", "llama", {"num_experts": 4, "num_experts_per_tok": 5}),

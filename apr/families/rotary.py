@@ -356,6 +356,8 @@ def _keys(scaling: Mapping[str, Any], family: str, context: int, latent: bool) -
     """llama.cpp's keys for a scaling, without the prefix."""
     form, kind = gguf_form(scaling, family), scaling["rope_type"]
     factor = rope.attention_factor(scaling, context)
+    if form is None and kind == "yarn":
+        form = "keys"  # as near as an inexact export comes
     out: dict[str, Any] = {}
     if form == "keys":
         out = {_TYPE: kind, _FACTOR: float(scaling["factor"])}
@@ -464,4 +466,22 @@ def gguf_obstacles(architecture: Architecture) -> list[str]:
     return [
         f"its rotary scaling is {kind!r}, and llama.cpp's {name!r} has no {rope.TENSOR}, the only "
         "form that GGUF has for it: it would not load the file at all"
+    ]
+
+
+def gguf_caveats(architecture: Architecture) -> list[str]:
+    """What depends on how whoever has the GGUF loads it: the file is exact, a setting is not."""
+    scaling, context = architecture.rope_scaling, architecture.max_position_embeddings
+    if scaling is None or scaling["rope_type"] != "longrope":
+        return []
+    original = scaling[rope.POSITIONS]
+    if context <= original or scaling["long_factor"] == scaling["short_factor"]:
+        return []
+    pairs = zip(scaling["long_factor"], scaling["short_factor"], strict=True)
+    most = max(max(a / b, b / a) for a, b in pairs)
+    return [
+        f"rope_scaling 'longrope': llama.cpp takes the long factors where the context it is loaded "
+        f"with (rounded up to a multiple of 256) is longer than {original}, not where the text is; "
+        f"load it with at most {original // 256 * 256} for texts up to {original} tokens and with "
+        f"more for longer ones, or frequencies are up to {most:.3g} times off"
     ]

@@ -107,7 +107,7 @@ def test_what_llama_cpp_computes_otherwise_is_refused(folder):
         ({"activation_function": "gelu"}, "hidden_act is 'gelu'"),
         ({"scale_attn_weights": False}, "query_pre_attn_scalar is 1.0"),
     ):
-        assert any(named in text for text in families.gguf_obstacles(read(**changes)))
+        assert any(named in str(found) for found in families.gguf_obstacles(read(**changes)))
     assert families.gguf_obstacles(read(activation_function="gelu_pytorch_tanh")) == []
     model = open_model(folder)
     object.__setattr__(model, "architecture", read(activation_function="relu"))
