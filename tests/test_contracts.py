@@ -22,6 +22,7 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 SIZES = {
     "gpt2": {"num_kv_heads": 4, "rope_theta": None},
     "mixtral": {**EXPERTS, "intermediate_size": 48},
+    "olmoe": {**EXPERTS, "intermediate_size": 48},
 }
 
 
@@ -87,6 +88,8 @@ CASES = [
     ("STARCODER2-BIAS", "starcoder2", {"mlp_bias": True}),
     ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 64}),
     ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 32}),
+    ("OLMOE-WIDTH", "olmoe", {"head_dim": 8}),
+    ("OLMOE-EXPERT-WIDTH", "olmoe", {"intermediate_size": 64}),
     ("META-MLP-TYPES", "llama", {"mlp_layer_types": ("dense",)}),
     ("META-EXPERT-WIDTH", "llama", {"num_experts": 4}),
     ("META-EXPERTS-CHOSEN", "llama", {"num_experts": 4, "num_experts_per_tok": 5}),
