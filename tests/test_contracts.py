@@ -26,8 +26,10 @@ LATENT = {
 }  # fmt: skip
 # What a family cannot be without, beside what every model has.
 SIZES = {
+    "gpt2": {"num_kv_heads": 4, "rope_theta": None},
     "mixtral": {**EXPERTS, "intermediate_size": 48},
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), LATENT),
+    "olmoe": {**EXPERTS, "intermediate_size": 48},
 }
 
 
@@ -87,8 +89,17 @@ CASES = [
     ("META-VARIATION", "qwen2", {"mlp_bias": True}),
     ("META-VARIATION", "qwen3", {"qk_norm": False}),
     ("META-VARIATION", "mistral", {"layer_types": ("full_attention",) * 2}),
+    ("META-ACT", "gpt2", {"hidden_act": "gelu_fast"}),
+    ("META-VARIATION", "gpt2", {"position_embedding": "rotary"}),
+    ("GPT2-WIDTH", "gpt2", {"head_dim": 8}),
+    ("GPT2-KV", "gpt2", {"num_kv_heads": 2}),
+    ("GPT2-SCALE", "gpt2", {"query_pre_attn_scalar": 2.0}),
+    ("BITNET-WIDTH", "bitnet", {"head_dim": 8}),
+    ("STARCODER2-BIAS", "starcoder2", {"mlp_bias": True}),
     ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 64}),
     ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 32}),
+    ("OLMOE-WIDTH", "olmoe", {"head_dim": 8}),
+    ("OLMOE-EXPERT-WIDTH", "olmoe", {"intermediate_size": 64}),
     ("META-MLP-TYPES", "llama", {"mlp_layer_types": ("dense",)}),
     ("META-EXPERT-WIDTH", "llama", {"num_experts": 4}),
     ("META-EXPERTS-CHOSEN", "llama", {"num_experts": 4, "num_experts_per_tok": 5}),
@@ -117,6 +128,7 @@ def test_each_relation_can_fail(rule, family, change):
 def test_every_relation_and_choice_has_a_case_above():
     tested = {rule for rule, _, _ in CASES}
     stated = {r["id"] for r in contracts.load("metadata")["relations"]}
+    stated |= {r["id"] for r in contracts.load("metadata")["bounds"] if "one_of" in r}
     for family in families.known():
         contract = contracts.load(f"families/{family}")
         stated |= {r["id"] for r in contract.get("relations", [])}

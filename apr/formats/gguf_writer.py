@@ -129,8 +129,9 @@ def gguf_tensors(
         held = {name: sources.watch(tensor) for name, tensor in held.items()}
 
     def choose(tensor: Tensor, spec: TensorSpec) -> DType:
-        if spec.role == "router" and asked is not None and asked.is_block:
-            return DTYPES["F32"]  # a rounded router would send tokens to other experts
+        if spec.role in ("router", "positions") and asked is not None and asked.is_block:
+            # A rounded router would send tokens to other experts; positions are few.
+            return DTYPES["F32"]
         return chosen_dtype(tensor, asked, "gguf")
 
     return recipes.write("gguf", specs, held, architecture, choose) + _rotary_divisors(architecture)
