@@ -5,8 +5,8 @@ package gives. That is no accident of rounding: an f16 scale has 11 significant 
 most 8 and a code at most 8, so every product is exact in float32 in whichever order it is taken,
 and only the offset's subtraction rounds. Layouts: ggml-common.h; what they mean: ggml-quants.c.
 
-Two habits make the speed. Codes are masked and shifted 8 at a time as uint64, on compacted bytes; and
-where ggml keeps codes in another order than values, 16 of them are moved as one number (PIECE).
+Two habits make the speed. Codes are masked and shifted 8 at a time as uint64, on compacted bytes;
+and where ggml keeps codes in another order than values, 16 of them are moved as one number (PIECE).
 What is left is mostly the product by rows of 32, of which numpy needs four parts in five to begin
 a row. Repeating the scales to full length instead saves nothing: writing them takes as long.
 """
