@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import prod
 from typing import Any
 
 from apr import contracts, rope
@@ -24,15 +25,50 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A decoder-only transformer, in the names of Hugging Face's Llama.
+    """A decoder-only transformer, in the names of Hugging Face's configs.
 
     Sizes are elements, `max_position_embeddings` is tokens. `family` is the lower-case name of the
-    file in `apr/families/`. `rope_scaling` is the object of a Hugging Face config with `rope_type`
-    and the parameters of that kind (apr/rope.py), or None for the default kind.
-    `attention_bias` is on q, k, v and o, `qkv_bias` on q, k and v alone. `qk_norm` is an RMS norm
-    of each query and key head. `sliding_window` is how many tokens a position sees, itself
-    included, or None for all; it holds in every layer, or where `layer_types` says
-    "sliding_attention" (the other kind is "full_attention").
+    file in `apr/families/`. What a family never has stays at its default; which fields it may vary
+    and which it always sets is in its contract.
+
+    Blocks:
+        block_norms: "pre" (Llama), "post" (norms after attention and feed-forward alone), "both".
+        norm_type: "rms" or "layer" (with bias). norm_plus_one: the factor is 1 + weight.
+        scale_embedding: embeddings are multiplied by sqrt(hidden_size).
+        final_logit_softcap, attn_logit_softcap: cap * tanh(x / cap) on logits, on scores.
+
+    Attention:
+        attention_bias: on q, k, v and o; qkv_bias: on q, k and v alone. fused_qkv: one matrix.
+        qk_norm: an RMS norm of queries and keys, each head ("head") or all at once ("all"), by
+        `qk_norm_scope`. attention_sinks: one learned score per head that takes part in the softmax.
+        sliding_window: how many tokens a position sees, itself included, or None for all; it holds
+        in every layer, or where `layer_types` says "sliding_attention" (the other kind is
+        "full_attention"). query_pre_attn_scalar: scores are scaled by its inverse square root,
+        None means head_dim. sub_norms: an RMS norm before o_proj and one before down_proj.
+
+    Positions:
+        position_embedding: "rotary" or "learned". rope_theta: None without a rotary embedding.
+        rope_scaling: the object of a Hugging Face config with `rope_type` and the parameters of
+        that kind (apr/rope.py), or None for the default kind. rope_local_theta: base in the sliding
+        layers, never scaled; None: the same as elsewhere. partial_rotary_factor: the share of each
+        head that turns. rope_interleave: pairs are neighbours, not halves, in canonical order too.
+
+    Latent attention (MLA; DeepSeek-V2, arXiv 2405.04434), where kv_lora_rank is not None:
+        q_lora_rank may be None (a plain q_proj); head_dim is qk_nope_head_dim + qk_rope_head_dim.
+
+    Feed-forward:
+        hidden_act by transformers' name; mlp_gated: False is two matrices. fused_gate_up: one.
+        swiglu_limit: gpt-oss's clamped SwiGLU.
+
+    Experts, where num_experts > 0 (in the layers that `mlp_layer_types` calls "sparse"; None: all):
+        moe_intermediate_size: width of each. router_scoring: "softmax" or "sigmoid" of the logits;
+        norm_topk_prob: the chosen weights are made to sum to one; routed_scaling_factor multiplies
+        them. router_correction_bias: a bias that selects and does not weigh. router_bias: a bias of
+        the router's own. num_expert_groups, topk_groups: experts are chosen within the best
+        groups, judged by `group_score`, "max" or "top2" (the sum of the two best).
+        num_shared_experts and shared_expert_intermediate_size (of all together): experts that
+        every token visits; shared_expert_gate: behind a sigmoid of their own. expert_bias: their
+        matrices have biases.
     """
 
     family: str
@@ -45,7 +81,7 @@ class Architecture:
     vocab_size: int
     max_position_embeddings: int
     rms_norm_eps: float
-    rope_theta: float
+    rope_theta: float | None = None
     tie_word_embeddings: bool = False
     hidden_act: str = "silu"
     attention_bias: bool = False
@@ -56,6 +92,46 @@ class Architecture:
     qk_norm: bool = False
     sliding_window: int | None = None
     layer_types: tuple[str, ...] | None = None
+    qk_norm_scope: str = "head"
+    block_norms: str = "pre"
+    norm_type: str = "rms"
+    norm_plus_one: bool = False
+    scale_embedding: bool = False
+    final_logit_softcap: float | None = None
+    attn_logit_softcap: float | None = None
+    fused_qkv: bool = False
+    attention_sinks: bool = False
+    query_pre_attn_scalar: float | None = None
+    sub_norms: bool = False
+    position_embedding: str = "rotary"
+    rope_local_theta: float | None = None
+    partial_rotary_factor: float = 1.0
+    rope_interleave: bool = False
+    q_lora_rank: int | None = None
+    kv_lora_rank: int | None = None
+    qk_nope_head_dim: int | None = None
+    qk_rope_head_dim: int | None = None
+    v_head_dim: int | None = None
+    mlp_gated: bool = True
+    fused_gate_up: bool = False
+    swiglu_limit: float | None = None
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int | None = None
+    mlp_layer_types: tuple[str, ...] | None = None
+    router_scoring: str = "softmax"
+    norm_topk_prob: bool = False
+    routed_scaling_factor: float = 1.0
+    router_correction_bias: bool = False
+    router_bias: bool = False
+    num_expert_groups: int = 1
+    topk_groups: int = 1
+    group_score: str = "max"
+    num_shared_experts: int = 0
+    shared_expert_intermediate_size: int | None = None
+    shared_expert_gate: bool = False
+    expert_bias: bool = False
+    router_aux_loss_coef: float = 0.0
 
     @property
     def q_size(self) -> int:
@@ -64,8 +140,88 @@ class Architecture:
 
     @property
     def kv_size(self) -> int:
-        """Width of all key (or value) heads together."""
+        """Width of all key heads together (and of all values, without MLA)."""
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def qkv_size(self) -> int:
+        """Width of queries, keys and values together."""
+        return self.q_size + 2 * self.kv_size
+
+    @property
+    def value_size(self) -> int:
+        """Width of what attention gives to o_proj."""
+        return self.num_heads * (self.v_head_dim or self.head_dim)
+
+    @property
+    def q_norm_size(self) -> int:
+        """Elements that the norm of the queries spans."""
+        return self.q_size if self.qk_norm_scope == "all" else self.head_dim
+
+    @property
+    def k_norm_size(self) -> int:
+        """Elements that the norm of the keys spans."""
+        return self.kv_size if self.qk_norm_scope == "all" else self.head_dim
+
+    @property
+    def is_mla(self) -> bool:
+        """Whether attention goes through a latent."""
+        return self.kv_lora_rank is not None
+
+    @property
+    def plain_q(self) -> bool:
+        """Whether an MLA model has one q_proj instead of the low-rank pair."""
+        return self.is_mla and self.q_lora_rank is None
+
+    @property
+    def biased_q_a(self) -> bool:
+        """Whether the first matrix of the low-rank pair has a bias."""
+        return self.attention_bias and not self.plain_q
+
+    @property
+    def latent_size(self) -> int:
+        """What MLA caches for a token and layer: the latent and the shared rotary key."""
+        return (self.kv_lora_rank or 0) + (self.qk_rope_head_dim or 0)
+
+    @property
+    def kv_b_size(self) -> int:
+        """Rows of MLA's kv_b_proj: keys without position and values of all heads."""
+        return self.num_heads * ((self.qk_nope_head_dim or 0) + (self.v_head_dim or 0))
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many elements of each head turn."""
+        if self.qk_rope_head_dim is not None:
+            return self.qk_rope_head_dim
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def attention_scale(self) -> float:
+        """What scores are multiplied by (rotary kinds may add a factor of their own for MLA)."""
+        return float((self.query_pre_attn_scalar or self.head_dim) ** -0.5)
+
+    @property
+    def gate_up_size(self) -> int:
+        """Rows of gate and up together."""
+        return 2 * self.intermediate_size
+
+    @property
+    def all_layers(self) -> range:
+        """The layers' numbers."""
+        return range(self.num_layers)
+
+    @property
+    def sparse_layers(self) -> list[int]:
+        """Layers with experts."""
+        if not self.num_experts:
+            return []
+        kinds = self.mlp_layer_types or ("sparse",) * self.num_layers
+        return [i for i, kind in enumerate(kinds) if kind == "sparse"]
+
+    @property
+    def dense_layers(self) -> list[int]:
+        """Layers with a feed-forward of `intermediate_size`."""
+        return sorted(set(range(self.num_layers)) - set(self.sparse_layers))
 
     def window(self, layer: int) -> int | None:
         """How many tokens a position of this layer sees, itself included; None for all."""
@@ -75,22 +231,26 @@ class Architecture:
 
     @property
     def shortest_window(self) -> int | None:
-        """The smallest window that hides something: one shorter than the context; else None."""
-        windows = {self.window(layer) for layer in range(self.num_layers)} - {None}
-        active = [w for w in windows if w is not None and w < self.max_position_embeddings]
-        return min(active, default=None)
+        """The window, if it hides something: if it is shorter than the context; else None."""
+        window = self.sliding_window
+        used = any(self.window(layer) is not None for layer in range(self.num_layers))
+        return window if window and used and window < self.max_position_embeddings else None
 
     def to_metadata(self) -> dict[str, Any]:
         """The canonical metadata keys and values, `family` as `architecture`."""
+        contract = contracts.load(f"families/{self.family}")
+        sizes, varies = contracts.load("metadata")["sizes"], contract.get("varies", [])
         out: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None:
+            # What is as in most models, and always so in this family, would only be noise.
+            if value is None or (
+                value == field.default and field.name not in sizes and field.name not in varies
+            ):
                 continue
             if isinstance(value, tuple):
                 value = list(value)  # as JSON gives it back
             out["architecture" if field.name == "family" else field.name] = value
-        contract = contracts.load(f"families/{self.family}")
         out["hf_architecture"] = contract["hf_architecture"]
         out["hf_model_type"] = contract["hf_model_type"]
         out["rope_type"] = 2  # halves, as Hugging Face stores q and k
@@ -112,10 +272,11 @@ def from_metadata(metadata: Mapping[str, Any], where: StrPath) -> Architecture:
             f"unknown architecture {family!r}",
             f"known are {', '.join(contracts.names('families'))}",
         )
+    contract = contracts.load(f"families/{family}")
     missing = missing_keys(resolved)
     if missing:
         raise InvalidFormat(where, "metadata is incomplete: missing " + ", ".join(missing))
-    for key, value in contracts.load(f"families/{family}").get("implied", {}).items():
+    for key, value in contract.get("implied", {}).items():
         if resolved.get(key) is None:
             resolved[key] = value  # what the family always has, and its configs never say
     scaling = resolved.get("rope_scaling")
@@ -127,7 +288,7 @@ def from_metadata(metadata: Mapping[str, Any], where: StrPath) -> Architecture:
         if field.name == "family" or resolved.get(field.name) is None:
             continue
         value, kind = resolved[field.name], str(field.type)
-        if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+        if kind.startswith("float") and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if kind.startswith("tuple") and isinstance(value, list):
             value = tuple(value)
@@ -136,16 +297,18 @@ def from_metadata(metadata: Mapping[str, Any], where: StrPath) -> Architecture:
         values[field.name] = value
     if wrong:
         raise InvalidFormat(where, "metadata has values of the wrong type: " + "; ".join(wrong))
+    out = Architecture(**values)
     # Here and not in `check` alone: nothing could be computed from it, not even wrongly.
-    scaling = values.get("rope_scaling")
-    problems = rope.problems(scaling) if scaling is not None else []
+    scaling = out.rope_scaling
+    problems = rope.problems(scaling, out.rotary_dim) if scaling is not None else []
     if problems:
         raise InvalidFormat(where, "; ".join(problems))
-    return Architecture(**values)
+    return out
 
 
 def _has_type(value: object, kind: str) -> bool:
-    if kind in ("int", "int | None"):
+    kind = kind.removesuffix(" | None")
+    if kind == "int":
         return isinstance(value, int) and not isinstance(value, bool)
     if kind.startswith("tuple"):
         return isinstance(value, tuple) and all(isinstance(part, str) for part in value)
@@ -155,7 +318,7 @@ def _has_type(value: object, kind: str) -> bool:
         return isinstance(value, bool)
     if kind == "str":
         return isinstance(value, str)
-    return value is None or isinstance(value, Mapping)
+    return isinstance(value, Mapping)
 
 
 def resolve_aliases(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,9 +339,13 @@ def resolve_aliases(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def missing_keys(resolved: Mapping[str, Any]) -> list[str]:
     """Required keys that are absent, each with the names that were tried."""
     contract = contracts.load("metadata")
+    family = resolved.get("architecture") or resolved.get("model_type")
+    own: Mapping[str, Any] = {}
+    if family in contracts.names("families"):
+        own = contracts.load(f"families/{family}")
     out = []
-    for key in contract["required"]:
-        if resolved.get(key) is None:
+    for key in [*contract["required"], *own.get("required", [])]:
+        if key not in own.get("not_required", []) and resolved.get(key) is None:
             tried = contract["aliases"].get(key, [])
             out.append(key + (f" (also tried {', '.join(tried)})" if tried else ""))
     return out
@@ -188,7 +355,7 @@ def violations(architecture: Architecture) -> list[Violation]:
     """Every rule of the contracts (bounds, relations, the family's own) that does not hold."""
     contract = contracts.load("metadata")
     family = contracts.load(f"families/{architecture.family}")
-    out = []
+    out = _foreign(architecture, contract, family)
     for rule in (*contract["bounds"], *family.get("plausible", [])):
         value = getattr(architecture, rule["key"])
         if "one_of" in rule:
@@ -210,7 +377,7 @@ def violations(architecture: Architecture) -> list[Violation]:
         if "divides" in rule:
             small, large = rule["divides"]
             a, b = getattr(architecture, small), getattr(architecture, large)
-            if a < 1 or b % a:
+            if b and (a is None or a < 1 or b % a):
                 out.append(
                     Violation(
                         rule["id"], f"{large} {b} is no multiple of {small} {a}: {rule['why']}"
@@ -230,15 +397,62 @@ def violations(architecture: Architecture) -> list[Violation]:
                 )
         elif "parameters" in rule:
             scaling = getattr(architecture, rule["scaling"])
-            found = rope.problems(scaling) if scaling is not None else []
+            width = architecture.rotary_dim
+            found = rope.problems(scaling, width) if scaling is not None else []
             out.extend(Violation(rule["id"], f"{text}: {rule['why']}") for text in found)
         elif "needs" in rule:
             key, needed = rule["needs"]
-            if getattr(architecture, key) is not None and getattr(architecture, needed) is None:
+            # 0 experts, an empty list: as good as absent.
+            if getattr(architecture, key) and getattr(architecture, needed) is None:
                 out.append(Violation(rule["id"], f"{key} is given without {needed}: {rule['why']}"))
+        elif "sum" in rule or "product" in rule:
+            combine, sign = (sum, "+") if "sum" in rule else (prod, "*")
+            whole, *parts = rule.get("sum") or rule["product"]
+            values = [getattr(architecture, part) or 0 for part in parts]
+            if getattr(architecture, whole) != combine(values):
+                out.append(
+                    Violation(
+                        rule["id"],
+                        f"{whole} is {getattr(architecture, whole)}, not "
+                        f"{f' {sign} '.join(parts)}, which is {combine(values)}: {rule['why']}",
+                    )
+                )
+        elif "dense_first" in rule:
+            kinds = getattr(architecture, rule["dense_first"]) or ()
+            if list(kinds) != sorted(kinds):
+                out.append(
+                    Violation(rule["id"], f"a dense layer follows a sparse one: {rule['why']}")
+                )
+        elif "at_most" in rule:
+            key, bound = rule["at_most"]
+            a, b = getattr(architecture, key), getattr(architecture, bound)
+            if a is not None and b is not None and a > b:
+                out.append(Violation(rule["id"], f"{key} {a} is above {bound} {b}: {rule['why']}"))
         elif getattr(architecture, rule["even"]) % 2:
             out.append(Violation(rule["id"], f"{rule['even']} is odd: {rule['why']}"))
     return out
+
+
+def _foreign(
+    architecture: Architecture, contract: Mapping[str, Any], family: Mapping[str, Any]
+) -> list[Violation]:
+    """Variations of the block that the family does not have: the decoder would compute them, and
+    every other reader of the family would not.
+    """
+    always = {
+        field.name: field.default
+        for field in fields(Architecture)
+        if field.name not in contract["sizes"] and field.name not in family.get("varies", [])
+    } | family.get("implied", {})
+    return [
+        Violation(
+            contract["variation_rule"],
+            f"{key} is {getattr(architecture, key)!r}, which a {architecture.family} never is: "
+            f"always {value!r}",
+        )
+        for key, value in always.items()
+        if getattr(architecture, key) != value
+    ]
 
 
 def check(architecture: Architecture, where: StrPath) -> None:

@@ -66,6 +66,7 @@ class Session:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._ids: list[int] = []
         self._cache = KVCache(engine.architecture, 1, device=engine.device, dtype=engine.dtype)
 
     @property
@@ -79,7 +80,12 @@ class Session:
         Raises:
             InferenceError: no ids, ids outside the vocabulary, or the context is exceeded.
         """
-        last: Logits = self._engine.run(ids, self._cache, last_only=True)[-1]
+        pending = list(ids)
+        if self._engine.forgets(self.length, len(pending)):
+            pending = self._ids + pending
+            self._cache.length = 0
+        last: Logits = self._engine.run(pending, self._cache, last=1)[-1]
+        self._ids += ids
         return last
 
     def decode(self, token_id: int) -> Logits:
@@ -95,7 +101,7 @@ class Engine:
         self.plan = plan
         self._model = model
         self._decoder = decoder
-        parameter = decoder.model.norm.weight
+        parameter = decoder.lm_head.weight
         self.device, self.dtype = parameter.device, parameter.dtype
 
     @property
@@ -108,13 +114,21 @@ class Engine:
         """The longest sequence the model takes, tokens."""
         return self.architecture.max_position_embeddings
 
-    def logits(self, ids: Sequence[int]) -> Logits:
-        """Logits after every token, `[len, vocab]`, in one pass without a cache.
+    def logits(self, ids: Sequence[int], *, last: int | None = None) -> Logits:
+        """Logits after every token, `[len, vocab]`, in one pass without a cache; or after the
+        `last` tokens alone, `[last, vocab]`.
 
         Raises:
             InferenceError: no ids, ids outside the vocabulary, or more than the context.
         """
-        return self.run(ids, None)
+        return self.run(ids, None, last=last)
+
+    def forgets(self, past: int, new: int) -> bool:
+        """Whether `past` positions must be computed anew with `new` further ones: where phi3's
+        other rotary factors set in, as transformers does (`Rotary.stale`).
+        """
+        rotary = self._decoder.rotary
+        return rotary is not None and rotary.stale(past, past + new)
 
     def session(self) -> Session:
         """A new, empty sequence."""
@@ -125,16 +139,16 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def run(self, ids: Sequence[int], cache: KVCache | None, *, last_only: bool = False) -> Logits:
-        """Logits of a pass, `[len, vocab]`, or of its last position alone, `[1, vocab]`."""
+    def run(self, ids: Sequence[int], cache: KVCache | None, *, last: int | None = None) -> Logits:
+        """Logits of a pass, `[len, vocab]`, or of its `last` positions alone, `[last, vocab]`."""
         self._check(ids, 0 if cache is None else cache.length)
         with torch.inference_mode():
             try:
                 batch = torch.tensor([list(ids)], dtype=torch.int64, device=self.device)
                 hidden = self._decoder.hidden(batch, cache)
-                if last_only:
-                    hidden = hidden[:, -1:]
-                logits = self._decoder.lm_head(hidden)[0].float().cpu()
+                if last is not None:
+                    hidden = hidden[:, -last:]
+                logits = self._decoder.logits(hidden)[0].float().cpu()
             except AprError:
                 raise
             except (RuntimeError, MemoryError) as error:
@@ -279,7 +293,7 @@ def load(
     plan = Plan(
         engine="torch " + torch.__version__,
         kernels="torch linear + scaled_dot_product_attention",
-        device=str(decoder.model.norm.weight.device),
+        device=str(decoder.lm_head.weight.device),
         hardware=(
             torch.cuda.get_device_name(place) if place.type == "cuda" else receipt.cpu_name()
         ),

@@ -12,7 +12,6 @@ from torch import nn
 from apr.errors import InferenceError, ModelLoadError
 from apr.formats.opened import OpenedModel
 from apr.model.decoder import Decoder
-from apr.model.rotary import inverse_frequencies
 
 
 def build(model: OpenedModel, device: torch.device, dtype: torch.dtype) -> tuple[Decoder, int]:
@@ -26,7 +25,6 @@ def build(model: OpenedModel, device: torch.device, dtype: torch.dtype) -> tuple
     architecture = model.architecture
     with torch.device("meta"):
         decoder = Decoder(architecture)
-    decoder.frequencies = inverse_frequencies(architecture)  # not a parameter: meta until here
     mapped = 0
     for name, tensor in model.tensors.items():
         if not (tensor.dtype.is_float or tensor.dtype.is_block):

@@ -13,14 +13,18 @@ Which tensors there are, their shapes and their names in both worlds is data:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from apr import contracts, rope
+from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
+from apr.families import latent, obstacles, rotary
+from apr.families.obstacles import Obstacle
 
 if TYPE_CHECKING:
     from apr.tensors import Tensor
@@ -43,18 +47,41 @@ class Family(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One tensor that a model of the family has.
+class Place:
+    """Where a canonical tensor stands in another world.
 
-    `permute_heads`: number of heads whose rows are reordered between Hugging Face's halves and
-    GGUF's adjacent rotary pairs, or 0. `role`: embedding, norm, attention, feed_forward, head.
+    `names` are the tensors there that it is made of, `recipe` is how (apr/formats/recipes.py).
+    `index` is its place along the first dimension where several share one tensor (experts), and
+    `count` is a number that the recipe needs: of heads, or which part of a shared tensor it is.
+    `width` is how many rows at the end of each head are meant, 0 for all.
+    """
+
+    names: tuple[str, ...]
+    recipe: str = "plain"
+    index: int | None = None
+    count: int = 0
+    width: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor that a model of the family has, under its canonical name: that of the decoder and
+    of `.apr` files.
+
+    `role`: embedding, norm, attention, feed_forward, expert, head.
     """
 
     name: str
     shape: tuple[int, ...]
-    gguf_name: str
     role: str
-    permute_heads: int = 0
+    hf: Place
+    gguf: Place
+
+    @property
+    def elsewhere(self) -> str:
+        """The names in the other worlds, for messages."""
+        out = [] if self.hf.names == (self.name,) else [f"in Hugging Face {self.hf.names[0]}"]
+        return "; ".join([*out, f"in GGUF {' and '.join(self.gguf.names)}"])
 
 
 def known() -> list[str]:
@@ -75,20 +102,41 @@ def by_name(family: str, where: StrPath = "architecture") -> Family:
     return cast(Family, import_module(f"apr.families.{family}"))
 
 
-def by_gguf_architecture(name: object, where: StrPath) -> Family:
+def by_gguf_architecture(
+    name: object, where: StrPath, fields: Mapping[str, Any] | None = None
+) -> Family:
     """The family that reads a GGUF `general.architecture`.
 
+    Several families may be stored under one name there. One that can tell its files by their keys
+    has a function `claims_gguf(fields) -> bool`, and is asked first; what nobody claims is read by
+    the one that has none and no `gguf_opens_as` in its contract.
+
+    Args:
+        name: the file's `general.architecture`.
+        where: the file, for messages.
+        fields: its keys without the prefix; None asks for the family of unclaimed files.
+
     Raises:
-        InvalidFormat: unknown; the message lists the known ones.
+        InvalidFormat: unknown; the message lists the known ones. Or nobody reads such keys.
     """
     loaded = {f: contracts.load(f"families/{f}") for f in known()}
-    # Several families may be stored under one name there; one of them reads it back.
-    table = {c["gguf_architecture"]: f for f, c in loaded.items() if c.get("gguf_opens_as", f) == f}
-    if name not in table:
+    named = [f for f, c in loaded.items() if c["gguf_architecture"] == name]
+    if not named:
+        table = sorted({c["gguf_architecture"] for c in loaded.values()})
         raise InvalidFormat(
             where, f"unknown GGUF architecture {name!r}", f"known are {', '.join(table)}"
         )
-    return by_name(table[cast(str, name)], where)
+    claims = {f: getattr(by_name(f, where), "claims_gguf", None) for f in named}
+    claiming = [f for f, claim in claims.items() if claim and (fields is None or claim(fields))]
+    others = [f for f in named if claims[f] is None and loaded[f].get("gguf_opens_as", f) == f]
+    found = others or claiming if fields is None else claiming or others
+    if not found or (fields is not None and len(found) > 1):
+        raise InvalidFormat(
+            where,
+            f"is a GGUF of architecture {name!r} whose keys fit "
+            + (" and ".join(found) if found else f"none of {', '.join(named)}"),
+        )
+    return by_name(found[0], where)
 
 
 def by_hf_model_type(name: object, where: StrPath) -> Family:
@@ -97,15 +145,20 @@ def by_hf_model_type(name: object, where: StrPath) -> Family:
     Raises:
         InvalidFormat: unknown; the message lists the known ones.
     """
-    table = {contracts.load(f"families/{f}")["hf_model_type"]: f for f in known()}
+    loaded = {f: contracts.load(f"families/{f}") for f in known()}
+    table = {contract["hf_model_type"]: f for f, contract in loaded.items()}
+    refused = {n: why for c in loaded.values() for n, why in c.get("hf_refuses", {}).items()}
+    if name in refused:
+        raise InvalidFormat(where, f"model_type {name!r} is {refused[name]}")
     if name not in table:
         raise InvalidFormat(where, f"unknown model_type {name!r}", f"known are {', '.join(table)}")
     return by_name(table[cast(str, name)], where)
 
 
 def as_opened_from_gguf(architecture: Architecture) -> Architecture:
-    """The architecture as its GGUF states it: the family that reads the file, and no window that
-    is as long as the context (it hides nothing, and the keys there do not say it).
+    """The architecture as a GGUF without our own `apr.architecture` states it: the family that
+    reads the file, and no window that is as long as the context (it hides nothing, and the keys
+    there do not say it).
     """
     contract = contracts.load(f"families/{architecture.family}")
     out = replace(architecture, family=contract.get("gguf_opens_as", architecture.family))
@@ -114,41 +167,19 @@ def as_opened_from_gguf(architecture: Architecture) -> Architecture:
     return out
 
 
-def gguf_obstacles(architecture: Architecture) -> list[str]:
-    """What this model does that no GGUF of its family can say to llama.cpp: which property, where
-    it bites, what to do; a sentence each, empty if nothing.
-    """
-    contract = contracts.load(f"families/{architecture.family}")
-    lacks = contract.get("gguf_lacks", [])
-    out = []
-    window, context = architecture.shortest_window, architecture.max_position_embeddings
-    if "sliding_window" in lacks and window:
-        out.append(
-            f"sliding_window is {window} in a context of {context}, and llama.cpp's "
-            f"{contract['gguf_architecture']!r} computes full attention: prompts longer than "
-            f"{window} tokens would give other logits; with max_position_embeddings of at most "
-            f"{window} the export is exact"
-        )
-    if "attention_bias" in lacks and architecture.attention_bias:
-        out.append(
-            f"attention_bias is true, and llama.cpp's {contract['gguf_architecture']!r} has no "
-            "bias on attn_output: it would not load the file at all"
-        )
-    scaling = architecture.rope_scaling
-    if "rope_freqs" in lacks and scaling is not None and scaling["rope_type"] in rope.AS_TENSOR:
-        out.append(
-            f"its rotary scaling is {scaling['rope_type']!r}, and llama.cpp's "
-            f"{contract['gguf_architecture']!r} has no {rope.TENSOR}, the only form that "
-            "GGUF has for it: it would not load the file at all"
-        )
-    if "head_dim" in lacks and architecture.q_size != architecture.hidden_size:
-        out.append(
-            f"num_heads {architecture.num_heads} times head_dim {architecture.head_dim} is not "
-            f"hidden_size {architecture.hidden_size}, and llama.cpp's "
-            f"{contract['gguf_architecture']!r} has no head_dim of its own: it would not load the "
-            "file at all"
-        )
-    return out
+def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
+    """What this model does that no GGUF of its family can say to llama.cpp; empty if nothing."""
+    own = getattr(by_name(architecture.family), "gguf_obstacles", None)
+    out = obstacles.shared(architecture)
+    if architecture.is_mla:
+        out += latent.gguf_obstacles(architecture)
+    out += [Obstacle("rope_scaling", *found) for found in rotary.gguf_obstacles(architecture)]
+    return out + (own(architecture) if own else [])
+
+
+def gguf_caveats(architecture: Architecture) -> list[str]:
+    """What whoever loads the GGUF must know to get the same logits; a sentence each."""
+    return rotary.gguf_caveats(architecture)
 
 
 def tensor_specs(architecture: Architecture) -> list[TensorSpec]:
@@ -159,23 +190,64 @@ def tensor_specs(architecture: Architecture) -> list[TensorSpec]:
             continue
         if "unless" in rule and getattr(architecture, rule["unless"]):
             continue
-        shape = tuple(int(getattr(architecture, dim)) for dim in rule["shape"])
-        heads = int(getattr(architecture, rule["permute"])) if "permute" in rule else 0
-        layers = range(architecture.num_layers) if "{i}" in rule["name"] else [0]
+        name: str = rule["name"]
+        shape = tuple(
+            dim if isinstance(dim, int) else int(getattr(architecture, dim))
+            for dim in rule["shape"]
+        )
+        layers: Sequence[int] = [0]
+        if "{i}" in name:
+            layers = getattr(architecture, rule.get("layers", "all_layers"))
+        experts = range(architecture.num_experts if "{e}" in name else 1)
         out.extend(
             TensorSpec(
-                rule["name"].format(i=i), shape, rule["gguf"].format(i=i), rule["role"], heads
+                name.format(i=i, e=e),
+                shape,
+                rule["role"],
+                _place(architecture, rule, "hf", i, e),
+                _place(architecture, rule, "gguf", i, e),
             )
             for i in layers
+            for e in experts
         )
     return out
+
+
+def _place(
+    architecture: Architecture, rule: Mapping[str, Any], world: str, layer: int, expert: int
+) -> Place:
+    found = rule.get(world, rule["name"])
+    templates = [found] if isinstance(found, str) else found
+    shared = "{e}" in rule["name"] and not any("{e}" in template for template in templates)
+    recipe = rule.get(f"{world}_recipe", "stack" if shared else "plain")
+    count = int(rule.get("part", 0))
+    if world == "gguf" and "permute" in rule:
+        recipe, count = "heads", int(getattr(architecture, rule["permute"]))
+    width = 0
+    if world == "gguf" and "rotary_end" in rule and not architecture.rope_interleave:
+        heads = rule["rotary_end"]
+        count = heads if isinstance(heads, int) else int(getattr(architecture, heads))
+        recipe, width = "heads", architecture.rotary_dim
+    names = tuple(template.format(i=layer, e=expert) for template in templates)
+    return Place(names, recipe, expert if shared else None, count, width)
+
+
+def ignored_hf_tensor(architecture: Architecture, name: str) -> bool:
+    """Whether a Hugging Face tensor is one that the family's model does not use (a further
+    prediction layer, a buffer that is computed): the contract's `hf_ignores`, regular expressions.
+    """
+    patterns = contracts.load(f"families/{architecture.family}").get("hf_ignores", [])
+    return any(
+        re.fullmatch(pattern.replace("{num_layers}", str(architecture.num_layers)), name)
+        for pattern in patterns
+    )
 
 
 def tensor_problems(architecture: Architecture, tensors: Mapping[str, Tensor]) -> list[str]:
     """What is wrong with a set of tensors for this architecture, a line each; empty if nothing."""
     specs = {spec.name: spec for spec in tensor_specs(architecture)}
     out = [
-        f"missing tensor {name} (in GGUF {spec.gguf_name})"
+        f"missing tensor {name} ({spec.elsewhere})"
         for name, spec in specs.items()
         if name not in tensors
     ]
@@ -190,17 +262,22 @@ def tensor_problems(architecture: Architecture, tensors: Mapping[str, Tensor]) -
     return out
 
 
-def num_parameters(architecture: Architecture, *, embedding: bool = True) -> int:
-    """Number of parameters; without `embedding`, those outside the token embedding and head.
+def num_parameters(
+    architecture: Architecture, *, embedding: bool = True, active: bool = False
+) -> int:
+    """Number of parameters; without `embedding`, those outside the token embedding and head;
+    `active`: those that one token uses, of the experts only as many as it visits.
 
     A tied head is counted once. This is the N of the budget gate (docs/spec/training.md).
     """
-    total = 0
+    total = in_experts = 0
     for spec in tensor_specs(architecture):
         if not embedding and spec.role in ("embedding", "head"):
             continue
-        count = 1
-        for dim in spec.shape:
-            count *= dim
-        total += count
-    return total
+        if spec.role == "expert":
+            in_experts += prod(spec.shape)
+        else:
+            total += prod(spec.shape)
+    if active and in_experts:
+        in_experts = in_experts * architecture.num_experts_per_tok // architecture.num_experts
+    return total + in_experts

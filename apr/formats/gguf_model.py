@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,11 @@ import numpy as np
 from apr import contracts, families, rope
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, ModelLoadError
+from apr.families import rotary
+from apr.formats import recipes
 from apr.formats.gguf_reader import GgufFile
+from apr.formats.gguf_statement import ARCHITECTURE, PlannedGguf, applied
 from apr.formats.opened import OpenedModel
-from apr.formats.permute import permuted
 from apr.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
 TOKENS = "tokenizer.ggml.tokens"
 TRAINING = "apr.training"  # our own key: the training record, as JSON
-# Ours too: kind and parameters of a rotary scaling that GGUF has only the divisors of, as JSON.
-ROPE_SCALING = "apr.rope_scaling"
+INEXACT = "apr.inexact"  # ours: what an export with --allow-inexact left out, as JSON
+EXACT = "apr.exact."  # ours: then a tensor's name; the values that its sum with one has rounded
+ROPE_SCALING = rotary.OWN_KEY  # ours too, as JSON
 # GGUF's general keys that have a name of their own in `.apr` metadata.
 GENERAL = {
     "general.name": "name",
@@ -73,7 +75,7 @@ def shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def family_fields(file: GgufFile) -> dict[str, Any]:
+def family_fields(file: GgufFile | PlannedGguf) -> dict[str, Any]:
     """The architecture's keys without their prefix, and what only the tensors say."""
     prefix = f"{file.architecture}."
     fields: dict[str, Any] = {}
@@ -87,16 +89,22 @@ def family_fields(file: GgufFile) -> dict[str, Any]:
     if embedding is not None and len(embedding.shape) == 2:
         fields["vocab_size"] = embedding.shape[0]
     elif TOKENS in file.fields:
-        fields.setdefault("vocab_size", file.fields.field(TOKENS).count)
+        fields.setdefault("vocab_size", len(file.fields[TOKENS]))
+    fields["tensors"] = frozenset(file.tensors)  # names, for what only they can tell
     fields["tie_word_embeddings"] = "output.weight" not in file.tensors
     fields["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
     fields["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
     if ROPE_SCALING in file.fields:
         fields["rope_scaling"] = _json_object(file, ROPE_SCALING)
+    fields["rotary_tensors"] = {
+        name: [shortest(value) for value in file.tensors[name].float32().ravel().tolist()]
+        for name in (rope.TENSOR, rope.LONG, rope.SHORT)
+        if name in file.tensors
+    }
     return fields
 
 
-def _json_object(file: GgufFile, key: str) -> dict[str, Any]:
+def _json_object(file: GgufFile | PlannedGguf, key: str) -> dict[str, Any]:
     try:
         value = json.loads(file.fields[key])
     except (TypeError, ValueError):
@@ -142,10 +150,24 @@ def read_architecture(file: GgufFile, *, check_tokens: bool = True) -> Architect
             f"unknown GGUF architecture {name!r}: that is the name of a Hugging Face class",
             f"general.architecture must be {right!r} for llama.cpp; export the model again",
         )
-    family = families.by_gguf_architecture(name, file.path)
     if check_tokens:
+        families.by_gguf_architecture(name, file.path)  # unknown: said before anything else
         check_token_list(file)
-    return family.from_gguf(family_fields(file), file.path)
+    by_keys = architecture_by_keys(file)
+    if ARCHITECTURE not in file.fields:
+        return by_keys
+    return applied(by_keys, _json_object(file, ARCHITECTURE), family_fields(file), file.path)
+
+
+def architecture_by_keys(file: GgufFile | PlannedGguf) -> Architecture:
+    """The architecture that llama.cpp's keys and the tensors describe, without our own statement.
+
+    Raises:
+        InvalidFormat: unknown architecture, or missing keys.
+    """
+    fields = family_fields(file)
+    family = families.by_gguf_architecture(file.architecture, file.path, fields)
+    return family.from_gguf(fields, file.path)
 
 
 def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, Tensor]:
@@ -156,43 +178,35 @@ def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, T
     Raises:
         InvalidFormat: the divisors are missing or are others.
     """
-    scaling = architecture.rope_scaling
-    follows = scaling is not None and scaling["rope_type"] in rope.AS_TENSOR
-    if follows:
-        _check_divisors(file, architecture)
-    specs = {spec.gguf_name: spec for spec in families.tensor_specs(architecture)}
-    out: dict[str, Tensor] = {}
-    for name, tensor in file.tensors.items():
-        if follows and name == rope.TENSOR:
-            continue
-        spec = specs.get(name)
-        if spec is None:
-            out[name] = tensor
-            continue
-        tensor = replace(tensor, name=spec.name)
-        if spec.permute_heads and tensor.shape == spec.shape:
-            tensor = permuted(tensor, spec.permute_heads, to_gguf=False)
-        out[spec.name] = tensor
-    return out
+    _check_divisors(file, architecture)
+    follows = set(rotary.gguf_tensors(architecture))
+    if architecture.rope_scaling is None:
+        follows = {rope.TENSOR}  # divisors of one, or the file would not have been opened
+    held = {name: t for name, t in file.tensors.items() if name not in follows}
+    specs = families.tensor_specs(architecture)
+    return recipes.canonical("gguf", specs, held, architecture, lambda n: _exact(file, n))
+
+
+def _exact(file: GgufFile, name: str) -> list[float] | None:
+    values = file.fields.get(EXACT + name)
+    return values if isinstance(values, list) else None
 
 
 def _check_divisors(file: GgufFile, architecture: Architecture) -> None:
-    tensor = file.tensors.get(rope.TENSOR)
-    expected = rope.divisors(
-        architecture.rope_scaling, architecture.rope_theta, architecture.head_dim
-    )
-    if tensor is None or expected is None:
-        raise InvalidFormat(
-            file.path, f"{ROPE_SCALING} states a scaling, but tensor {rope.TENSOR} is missing"
-        )
-    if tensor.shape != (len(expected),) or not np.allclose(
-        tensor.float32(), expected, rtol=1e-5, atol=0.0
-    ):
-        raise InvalidFormat(
-            file.path,
-            f"tensor {rope.TENSOR} does not hold the divisors that {ROPE_SCALING} gives",
-            "one of the two was changed; export the model again",
-        )
+    for name, expected in rotary.gguf_tensors(architecture).items():
+        tensor = file.tensors.get(name)
+        if tensor is None:
+            raise InvalidFormat(
+                file.path, f"{ROPE_SCALING} states a scaling, but tensor {name} is missing"
+            )
+        if tensor.shape != (len(expected),) or not np.allclose(
+            tensor.float32(), expected, rtol=1e-5, atol=0.0
+        ):
+            raise InvalidFormat(
+                file.path,
+                f"tensor {name} does not hold the divisors that {ROPE_SCALING} gives",
+                "one of the two was changed; export the model again",
+            )
 
 
 def read_metadata(file: GgufFile) -> Mapping[str, Any]:

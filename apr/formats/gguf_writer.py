@@ -10,23 +10,30 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from apr import contracts, families, rope
+from apr import contracts, families
 from apr.architecture import Architecture
 from apr.atomic import atomic_file
-from apr.dtypes import DType
+from apr.dtypes import DTYPES, DType
 from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
-from apr.formats.gguf_model import GENERAL, ROPE_SCALING, TRAINING
+from apr.families import TensorSpec, rotary
+from apr.formats import recipes
+from apr.formats.gguf_model import (
+    EXACT,
+    GENERAL,
+    INEXACT,
+    ROPE_SCALING,
+    TRAINING,
+    architecture_by_keys,
+)
 from apr.formats.gguf_reader import ARRAY, DEFAULT_ALIGNMENT, SCALARS, STRING
+from apr.formats.gguf_statement import PlannedGguf, statement
 from apr.formats.opened import OpenedModel
-from apr.formats.permute import permuted
 from apr.formats.streaming import Progress, Sources, chosen_dtype, requested_dtype, write_tensor
-from apr.quant import recoded
 from apr.tensors import Tensor, from_array
 
 QUANTIZATION_VERSION = 2  # GGML_QUANT_VERSION: the layout of the block types that we write
@@ -102,6 +109,8 @@ def write_gguf_into(
     sources = Sources()
     tensors = gguf_tensors(model, quantize, sources)
     fields = gguf_fields(model, [t.dtype for t in tensors if len(t.shape) > 1], name)
+    planned = PlannedGguf(path, fields, {tensor.name: tensor for tensor in tensors})
+    fields |= statement(model.architecture, architecture_by_keys(planned))
     with path.open("wb") as file:
         write_container(file, fields, tensors, sources, progress)
 
@@ -119,38 +128,30 @@ def gguf_tensors(
     if obstacles:
         raise GateFailed(
             model.path,
-            "cannot be exported to GGUF exactly: " + "; ".join(obstacles),
+            "cannot be exported to GGUF exactly: " + "; ".join(map(str, obstacles)),
             "write --format safetensors instead, which keeps it",
         )
     asked = requested_dtype(quantize, "gguf")
-    out = []
-    for spec in families.tensor_specs(model.architecture):
-        source = model.tensors[spec.name]
-        dtype = chosen_dtype(source, asked, "gguf")
-        tensor = sources.watch(source) if sources else source
-        if spec.permute_heads:
-            tensor = _reordered(tensor, spec.permute_heads, dtype)
-        out.append(replace(recoded(tensor, dtype), name=spec.gguf_name))
-    return out + _rotary_divisors(model.architecture)
+    architecture = model.architecture
+    specs = families.tensor_specs(architecture)
+    held = {s.name: model.tensors[s.name] for s in specs}
+    if sources:
+        held = {name: sources.watch(tensor) for name, tensor in held.items()}
+
+    def choose(tensor: Tensor, spec: TensorSpec) -> DType:
+        if spec.role == "router" and asked is not None and asked.is_block:
+            return DTYPES["F32"]  # a rounded router would send tokens to other experts
+        return chosen_dtype(tensor, asked, "gguf")
+
+    return recipes.write("gguf", specs, held, architecture, choose) + _rotary_divisors(architecture)
 
 
 def _rotary_divisors(architecture: Architecture) -> list[Tensor]:
-    """The tensor that stands for a scaling which llama.cpp does not know by name, if there is one.
-
-    Source: llama.cpp's convert_hf_to_gguf.py (`generate_extra_tensors` of its Llama).
-    """
-    scaling = architecture.rope_scaling
-    if scaling is None or scaling["rope_type"] not in rope.AS_TENSOR:
-        return []
-    divisors = rope.divisors(scaling, architecture.rope_theta, architecture.head_dim)
-    return [from_array(rope.TENSOR, np.array(divisors, dtype=np.float32))]
-
-
-def _reordered(tensor: Tensor, heads: int, dtype: DType) -> Tensor:
-    """Rows of q and k in GGUF's row order; a type without rows of its own is decoded first."""
-    if tensor.dtype.header_bytes or tensor.dtype.name == "APR_Q4":
-        tensor = recoded(tensor, dtype)
-    return permuted(tensor, heads, to_gguf=True)
+    """The tensors that stand for a scaling which llama.cpp has no keys for, if there are any."""
+    return [
+        from_array(name, np.array(values, dtype=np.float32))
+        for name, values in rotary.gguf_tensors(architecture).items()
+    ]
 
 
 def gguf_fields(
@@ -175,9 +176,13 @@ def gguf_fields(
     family = families.by_name(architecture.family, model.path)
     for key, value in family.to_gguf(architecture).items():
         out[f"{prefix}.{key}"] = value
-    scaling = architecture.rope_scaling
-    if scaling is not None and scaling["rope_type"] in rope.AS_TENSOR:
-        out[ROPE_SCALING] = json.dumps(dict(scaling), separators=(",", ":"))
+    scaling = rotary.own_key(architecture)
+    if scaling is not None:
+        out[ROPE_SCALING] = json.dumps(scaling, separators=(",", ":"))
+    lost = recipes.lost_by_adding(families.tensor_specs(architecture), model.tensors)
+    out.update((EXACT + name, values) for name, values in lost.items())
+    if model.metadata.get("inexact"):
+        out[INEXACT] = json.dumps(model.metadata["inexact"], ensure_ascii=False)
     if model.training is not None:
         out[TRAINING] = json.dumps(model.training, ensure_ascii=False, separators=(",", ":"))
     tokenizer = model.require_tokenizer()

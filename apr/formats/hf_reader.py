@@ -17,6 +17,7 @@ import numpy as np
 from apr import families
 from apr.architecture import Architecture
 from apr.errors import CorruptFile, InvalidFormat, ModelLoadError, NotFound
+from apr.formats import recipes
 from apr.formats.opened import OpenedModel
 from apr.formats.safetensors_file import SafetensorsFile
 from apr.mapped import release, unreadable
@@ -65,7 +66,7 @@ def open_hf(path: Path) -> OpenedModel:
     architecture = read_architecture(path, config)
     weights = read_weights(path)
     if architecture.tie_word_embeddings:
-        require_same_head(path, weights.tensors)
+        require_same_head(path, weights.tensors, embedding_name(architecture))
     return OpenedModel(
         path=path,
         format="hf",
@@ -78,12 +79,17 @@ def open_hf(path: Path) -> OpenedModel:
 
 
 def canonical_tensors(weights: Weights, architecture: Architecture) -> dict[str, Tensor]:
-    """The learned tensors: without computed buffers, and without the second copy of a tied head."""
-    return {
+    """The learned tensors under canonical names: without computed buffers, without what the family
+    does not use, and without the second copy of a tied head.
+    """
+    held = {
         name: tensor
         for name, tensor in weights.tensors.items()
-        if not name.endswith(_COMPUTED) and not (name == HEAD and architecture.tie_word_embeddings)
+        if not name.endswith(_COMPUTED)
+        and not (name == HEAD and architecture.tie_word_embeddings)
+        and not families.ignored_hf_tensor(architecture, name)
     }
+    return recipes.canonical("hf", families.tensor_specs(architecture), held, architecture)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -203,7 +209,13 @@ def _shard_name(path: Path, name: str) -> str:
     return name
 
 
-def require_same_head(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def embedding_name(architecture: Architecture) -> str:
+    """What the token embedding is called in a folder of this family."""
+    specs = families.tensor_specs(architecture)
+    return next(spec.hf.names[0] for spec in specs if spec.role == "embedding")
+
+
+def require_same_head(path: Path, tensors: Mapping[str, Tensor], embedding_name: str) -> None:
     """A tied model may hold its head as a second copy; it must then be the same.
 
     Raises:
@@ -211,10 +223,10 @@ def require_same_head(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     if HEAD not in tensors:
         return
-    head, embedding = tensors[HEAD], tensors.get("model.embed_tokens.weight")
+    head, embedding = tensors[HEAD], tensors.get(embedding_name)
     if embedding is None:
         raise ModelLoadError(
-            path, "has lm_head.weight and tied embeddings, but no model.embed_tokens.weight"
+            path, f"has lm_head.weight and tied embeddings, but no {embedding_name}"
         )
     same = head.dtype == embedding.dtype and head.shape == embedding.shape
     if same:
@@ -269,12 +281,17 @@ def _further(
 ) -> Mapping[str, Any]:
     """What transformers reads and the architecture has no place for, to be written again.
 
-    `hf_config` are such entries of config.json (dropout, ...), `generation_config` is the file of
+    `hf_config` are such entries of config.json (dropout, ...) and those that say the same thing in
+    other words (a number of sliding layers where none slides), `generation_config` is the file of
     that name without what the tokenizer states.
     """
-    own = families.by_name(architecture.family, path).to_hf(architecture).keys() | _STATED
+    own = families.by_name(architecture.family, path).to_hf(architecture)
     out: dict[str, Any] = {}
-    further = {key: value for key, value in config.items() if key not in own and value is not None}
+    further = {
+        key: value
+        for key, value in config.items()
+        if key not in _STATED and (own[key] != value if key in own else value is not None)
+    }
     if further:
         out["hf_config"] = further
     if (path / GENERATION).is_file():

@@ -16,11 +16,13 @@ import numpy as np
 from apr import families
 from apr.atomic import atomic_directory
 from apr.dtypes import DTYPES, DType
-from apr.errors import ModelLoadError, StrPath, UsageError
+from apr.errors import AprError, ModelLoadError, StrPath, UsageError
+from apr.families import TensorSpec
+from apr.formats import recipes
 from apr.formats.hf_reader import CONFIG, GENERATION, INDEX, SINGLE, TRAINING
 from apr.formats.opened import OpenedModel
 from apr.formats.streaming import Progress, Sources, chosen_dtype, requested_dtype, write_tensor
-from apr.quant import encode, recoded
+from apr.quant import encode
 from apr.tensors import Tensor
 
 SHARD_BYTES = 5 * 10**9  # transformers' own default
@@ -102,10 +104,17 @@ def hf_config(model: OpenedModel, dtype: DType) -> dict[str, Any]:
     tokenizer = model.require_tokenizer()
     family = families.by_name(model.architecture.family, model.path)
     eos = tokenizer.eos_token_ids
+    kept = model.metadata.get("hf_config") or {}
+    own = family.to_hf(model.architecture)
+    # The source's own words, as long as they still describe this model.
+    fields = {**own, **kept}
+    try:
+        same = family.from_hf(fields, model.path) == model.architecture
+    except AprError:
+        same = False
     return {
         "use_cache": True,
-        **(model.metadata.get("hf_config") or {}),
-        **family.to_hf(model.architecture),
+        **(fields if same else {**kept, **own}),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None,
         "pad_token_id": tokenizer.pad_token_id,
@@ -127,21 +136,22 @@ def hf_tensors(
         UsageError: see `chosen_dtype`.
     """
     asked = requested_dtype(quantize, "hf")
-    chosen: list[tuple[Tensor, DType]] = []
-    for spec in families.tensor_specs(model.architecture):
-        tensor = model.tensors[spec.name]
-        chosen.append((tensor, chosen_dtype(tensor, asked, "hf")))
-    matrices = {dtype.name for tensor, dtype in chosen if len(tensor.shape) > 1}
+    specs = families.tensor_specs(model.architecture)
+    held = {spec.name: model.tensors[spec.name] for spec in specs}
+    types = {name: chosen_dtype(tensor, asked, "hf") for name, tensor in held.items()}
+    matrices = {types[name].name for name, tensor in held.items() if len(tensor.shape) > 1}
     common = DTYPES[matrices.pop()] if len(matrices) == 1 else DTYPES["F32"]
-    small = [tensor for tensor, _ in chosen if len(tensor.shape) == 1]
+    small = [tensor for tensor in held.values() if len(tensor.shape) == 1]
     if asked is None and not all(_fits(tensor, common) for tensor in small):
         common = DTYPES["F32"]
-    out = []
-    for tensor, dtype in chosen:
-        if asked is None and len(tensor.shape) == 1:
-            dtype = common
-        out.append(recoded(sources.watch(tensor) if sources else tensor, dtype))
-    return out, common
+    if sources:
+        held = {name: sources.watch(tensor) for name, tensor in held.items()}
+
+    def choose(tensor: Tensor, spec: TensorSpec) -> DType:
+        small = asked is None and len(spec.shape) == 1
+        return common if small else types[spec.name]
+
+    return recipes.write("hf", specs, held, model.architecture, choose), common
 
 
 def _fits(tensor: Tensor, dtype: DType) -> bool:

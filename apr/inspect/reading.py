@@ -154,8 +154,12 @@ def _gguf(path: Path) -> Facts:
     rows = architecture.vocab_size if architecture else None
     problems += _shared_problems(architecture, canonical)
     problems += judging.tokenizer_problems(tokenizer, rows, "gguf")
-    names = {spec.name: spec.gguf_name for spec in _specs(architecture)}
-    roles = {names.get(n, n): role for n, role in _roles(architecture, canonical).items()}
+    names = {spec.name: spec.gguf.names for spec in _specs(architecture)}
+    roles = {
+        theirs: role
+        for ours, role in _roles(architecture, canonical).items()
+        for theirs in names.get(ours, (ours,))
+    }
     return Facts(
         path=path,
         format="gguf",

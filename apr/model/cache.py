@@ -14,7 +14,9 @@ from apr.errors import InferenceError
 
 
 class KVCache:
-    """Keys and values of every layer, `[batch, num_kv_heads, length, head_dim]` each."""
+    """Keys and values of every layer, `[batch, num_kv_heads, length, head_dim]` each; for MLA one
+    latent with its rotary key, `[batch, 1, length, latent_size]`, and no values.
+    """
 
     def __init__(
         self,
@@ -29,10 +31,12 @@ class KVCache:
         self.length = 0
         capacity = min(capacity, self.limit)
         shape = (batch, architecture.num_kv_heads, capacity, architecture.head_dim)
+        if architecture.is_mla:
+            shape = (batch, 1, capacity, architecture.latent_size)
         self.keys = [
             torch.empty(shape, device=device, dtype=dtype) for _ in range(architecture.num_layers)
         ]
-        self.values = [torch.empty_like(k) for k in self.keys]
+        self.values = [] if architecture.is_mla else [torch.empty_like(k) for k in self.keys]
 
     @property
     def capacity(self) -> int:
@@ -71,6 +75,12 @@ class KVCache:
         self.keys[layer][:, :, self.length : end] = k
         self.values[layer][:, :, self.length : end] = v
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def append_latent(self, layer: int, latent: Tensor) -> Tensor:
+        """Store `latent` `[batch, 1, new, latent_size]`, as `append` does; all latents so far."""
+        end = self.length + latent.shape[2]
+        self.keys[layer][:, :, self.length : end] = latent
+        return self.keys[layer][:, :, :end]
 
     def advance(self, count: int) -> None:
         """Count `count` further positions as stored."""

@@ -31,7 +31,7 @@ def peaks(device_name: str) -> tuple[float, float] | None:
 
 def forward_flops_per_token(architecture: Architecture, context: int) -> float:
     """FLOPs of one token's forward pass when it attends to `context` positions."""
-    matrices = families.num_parameters(architecture, embedding=False)
+    matrices = families.num_parameters(architecture, embedding=False, active=True)
     head = architecture.vocab_size * architecture.hidden_size
     seen = sum(
         min(context, architecture.window(layer) or context)
@@ -50,5 +50,7 @@ def train_flops_per_token(architecture: Architecture, seq_len: int) -> float:
 
 
 def cache_bytes_per_token(architecture: Architecture, element_bytes: int) -> int:
-    """Bytes of KV cache that one token takes."""
+    """Bytes of KV cache that one token takes (for MLA the latent and the rotary key alone)."""
+    if architecture.is_mla:
+        return architecture.num_layers * architecture.latent_size * element_bytes
     return 2 * architecture.num_layers * architecture.kv_size * element_bytes

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from apr.errors import CorruptFile, InvalidFormat, ModelLoadError, NotFound
 from apr.formats import open_model, write_gguf, write_hf
-from apr.formats.permute import row_order
+from apr.formats.recipes import row_order
 
 
 @pytest.fixture
@@ -165,10 +165,10 @@ def test_unknown_tensors_are_reported_not_dropped(three, tmp_path):
     from apr.tensors import from_array
 
     def change(_, tensors):
-        tensors["rope_freqs.weight"] = from_array("rope_freqs.weight", np.ones(8, np.float32))
+        tensors["rope_what.weight"] = from_array("rope_what.weight", np.ones(8, np.float32))
 
     model = open_model(rewritten(three["gguf"], tmp_path / "bad.gguf", change))
-    with pytest.raises(ModelLoadError, match="unexpected tensor rope_freqs"):
+    with pytest.raises(ModelLoadError, match="unexpected tensor rope_what"):
         model.check_tensors()
 
 
