@@ -51,10 +51,20 @@ FILE_TYPES = {
     "Q4_K": 15,
     "Q5_K": 17,
     "Q6_K": 18,
+    "IQ2_XXS": 19,
+    "IQ2_XS": 20,
+    "IQ3_XXS": 23,
+    "IQ1_S": 24,
+    "IQ4_NL": 25,
+    "IQ3_S": 26,
+    "IQ2_S": 28,
+    "IQ4_XS": 30,
+    "IQ1_M": 31,
     "BF16": 32,
     "TQ1_0": 36,
     "TQ2_0": 37,
     "MXFP4": 38,
+    "NVFP4": 39,
 }
 _TYPE_IDS = {name: type_id for type_id, (name, _) in SCALARS.items()}
 
