@@ -39,7 +39,8 @@ class Router(nn.Module):
         """
         arch = self.arch
         bias = None if self.bias is None else self.bias.float()
-        logits = F.linear(x.float(), self.weight.float(), bias)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(x.float(), self.weight.float(), bias)
         scores = logits.sigmoid() if arch.router_scoring == "sigmoid" else logits.softmax(dim=-1)
         choice = scores
         if self.e_score_correction_bias is not None:
@@ -50,7 +51,7 @@ class Router(nn.Module):
         weights = scores.gather(-1, chosen)
         if arch.norm_topk_prob:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
-        if self.training:
+        if self.training and torch.is_grad_enabled():
             self.probabilities, self.chosen = scores, chosen
         return (weights * arch.routed_scaling_factor).to(x.dtype), chosen
 
