@@ -225,10 +225,10 @@ class Architecture:
 
     @property
     def shortest_window(self) -> int | None:
-        """The smallest window that hides something: one shorter than the context; else None."""
-        windows = {self.window(layer) for layer in range(self.num_layers)} - {None}
-        active = [w for w in windows if w is not None and w < self.max_position_embeddings]
-        return min(active, default=None)
+        """The window, if it hides something: if it is shorter than the context; else None."""
+        window = self.sliding_window
+        used = any(self.window(layer) is not None for layer in range(self.num_layers))
+        return window if window and used and window < self.max_position_embeddings else None
 
     def to_metadata(self) -> dict[str, Any]:
         """The canonical metadata keys and values, `family` as `architecture`."""

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from apr.architecture import Architecture
 from apr.inspect.facts import VERBS, Facts
+from apr.inspect.special import costs, special
 
 _INDENT = "    "
 Row = tuple[str, str]
@@ -126,33 +126,17 @@ def _architecture(facts: Facts) -> list[Row]:
         if not (key == "tie_word_embeddings" and value is None):
             out.append((title, str(text)))
     if facts.architecture is not None:
-        out += _special(facts.architecture)
-    return out
-
-
-def _special(architecture: Architecture) -> list[Row]:
-    """What the family's plain block does not have; no line where there is nothing."""
-    out: list[Row] = []
-    windows = [architecture.window(i) for i in range(architecture.num_layers)]
-    sliding = sum(window is not None for window in windows)
-    if sliding:
-        idle = "" if architecture.shortest_window else ", not shorter than the context"
-        out.append(
-            (
-                "window",
-                f"{architecture.sliding_window} tokens in {sliding} of {len(windows)} layers{idle}",
-            )
-        )
-    if architecture.qk_norm:
-        out.append(("norm of heads", "q, k"))
-    if architecture.attention_bias or architecture.qkv_bias:
-        out.append(("biases", "q, k, v, o" if architecture.attention_bias else "q, k, v"))
+        out += special(facts.architecture)
+        cache = costs(facts.architecture)["cache_bytes_per_token"]
+        out.append(("cache", f"{cache:,} bytes per token at 16 bits"))
     return out
 
 
 def _parameters(facts: Facts) -> list[Row]:
     total = max(facts.parameters, 1)
     rows = [("total", _count(facts.parameters))]
+    if facts.architecture is not None and facts.architecture.num_experts:
+        rows.append(("active", _count(costs(facts.architecture)["active_parameters"])))
     rows += [
         (role, f"{_count(count)}  {100 * count / total:.1f} %")
         for role, count in facts.groups.items()

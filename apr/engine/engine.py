@@ -79,7 +79,7 @@ class Session:
         Raises:
             InferenceError: no ids, ids outside the vocabulary, or the context is exceeded.
         """
-        last: Logits = self._engine.run(ids, self._cache, last_only=True)[-1]
+        last: Logits = self._engine.run(ids, self._cache, last=1)[-1]
         return last
 
     def decode(self, token_id: int) -> Logits:
@@ -108,13 +108,14 @@ class Engine:
         """The longest sequence the model takes, tokens."""
         return self.architecture.max_position_embeddings
 
-    def logits(self, ids: Sequence[int]) -> Logits:
-        """Logits after every token, `[len, vocab]`, in one pass without a cache.
+    def logits(self, ids: Sequence[int], *, last: int | None = None) -> Logits:
+        """Logits after every token, `[len, vocab]`, in one pass without a cache; or after the
+        `last` tokens alone, `[last, vocab]`.
 
         Raises:
             InferenceError: no ids, ids outside the vocabulary, or more than the context.
         """
-        return self.run(ids, None)
+        return self.run(ids, None, last=last)
 
     def session(self) -> Session:
         """A new, empty sequence."""
@@ -125,15 +126,15 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def run(self, ids: Sequence[int], cache: KVCache | None, *, last_only: bool = False) -> Logits:
-        """Logits of a pass, `[len, vocab]`, or of its last position alone, `[1, vocab]`."""
+    def run(self, ids: Sequence[int], cache: KVCache | None, *, last: int | None = None) -> Logits:
+        """Logits of a pass, `[len, vocab]`, or of its `last` positions alone, `[last, vocab]`."""
         self._check(ids, 0 if cache is None else cache.length)
         with torch.inference_mode():
             try:
                 batch = torch.tensor([list(ids)], dtype=torch.int64, device=self.device)
                 hidden = self._decoder.hidden(batch, cache)
-                if last_only:
-                    hidden = hidden[:, -1:]
+                if last is not None:
+                    hidden = hidden[:, -last:]
                 logits = self._decoder.logits(hidden)[0].float().cpu()
             except AprError:
                 raise

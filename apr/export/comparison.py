@@ -17,7 +17,6 @@ from apr import contracts
 from apr.architecture import Architecture
 from apr.dtypes import DType
 from apr.export.report import Outcome, failed, passed
-from apr.families import as_opened_from_gguf
 from apr.formats.opened import OpenedModel
 from apr.formats.streaming import Sources
 from apr.quant import ERROR_BOUNDS, iter_float32
@@ -30,8 +29,6 @@ _STEP = 8 << 20  # bytes compared at once; a multiple of every element's size
 _SMALLEST = {"F16": 2.0**-25, "BF16": 2.0**-134, "Q8_0": 127 * 2.0**-25}
 # What an import states itself: name, provenance, and what follows from the architecture.
 _NEW_IN_APR = {"name", "source", "created_at", "import", "hf_architecture", "hf_model_type"}
-# What a GGUF has no key for: the family says it.
-_NOT_IN_GGUF = ("initializer_range", "hidden_act")
 
 
 def tensors(source: OpenedModel, written: OpenedModel) -> Outcome:
@@ -129,14 +126,7 @@ def _allowed(values: Float32, dtype: DType) -> npt.NDArray[np.float64]:
 
 def metadata(source: OpenedModel, written: OpenedModel) -> Outcome:
     """Architecture, licence, training record and the like, as the written file states them."""
-    ours_there = source.architecture
-    if written.format == "gguf":
-        ours_there = as_opened_from_gguf(ours_there)
-    differences = architecture_differences(
-        ours_there,
-        written.architecture,
-        left_out=_NOT_IN_GGUF if written.format == "gguf" else (),
-    )
+    differences = architecture_differences(source.architecture, written.architecture)
     # An .apr file keeps all that its source says, apart from what is new about it.
     keys = (
         source.metadata.keys() - _NEW_IN_APR
@@ -149,20 +139,16 @@ def metadata(source: OpenedModel, written: OpenedModel) -> Outcome:
             differences.append(f"{key} is {_short(theirs)}, the source's {_short(ours)}")
     if differences:
         return failed("; ".join(differences))
-    compared = len(fields(Architecture)) - (len(_NOT_IN_GGUF) if written.format == "gguf" else 0)
+    compared = len(fields(Architecture))
     record = ", training record equal" if source.training is not None else ""
     kept = len([k for k in keys if source.metadata.get(k) is not None])
     return passed(f"architecture equal ({compared} values), further entries: {kept}{record}")
 
 
-def architecture_differences(
-    source: Architecture, written: Architecture, left_out: tuple[str, ...] = ()
-) -> list[str]:
+def architecture_differences(source: Architecture, written: Architecture) -> list[str]:
     """Values that differ, a line each; floats are compared as the float32 that GGUF keeps."""
     out = []
     for field in fields(Architecture):
-        if field.name in left_out:
-            continue
         ours, theirs = getattr(source, field.name), getattr(written, field.name)
         if not _same(ours, theirs):
             out.append(f"{field.name} is {theirs!r}, the source's {ours!r}")

@@ -12,6 +12,8 @@ import numpy as np
 
 from apr.export.peers import read_request, write_answer
 
+_PART = 256  # tokens of a long prompt that are read at once
+
 
 def main() -> None:
     """Answer one request."""
@@ -21,18 +23,22 @@ def main() -> None:
     _without_repacking(llama_cpp)
     prompt, greedy = request["prompt"], request["greedy"]
     length = max(len(prompt) + greedy + 1, 16)
+    # A long prompt is read without keeping its logits, then its end token by token: all logits of
+    # some thousand tokens would take gigabytes.
+    last = min(request.get("last") or len(prompt), len(prompt))
+    whole = last == len(prompt)
     llama = llama_cpp.Llama(
         request["model"],
         n_ctx=length,
-        n_batch=length,
-        n_ubatch=length,
+        n_batch=length if whole else min(length, _PART),
+        n_ubatch=length if whole else min(length, _PART),
         n_threads=request["threads"],
         n_threads_batch=request["threads"],
         n_gpu_layers=0,
         type_k=0,  # GGML_TYPE_F32
         type_v=0,
         flash_attn=False,
-        logits_all=True,
+        logits_all=whole,
         vocab_only=not prompt,
         verbose=True,  # kept from the terminal by the parent, which quotes it if loading fails
     )
@@ -42,13 +48,16 @@ def main() -> None:
     ]
     logits, continued = None, []
     if prompt:
-        llama.eval(prompt)
-        logits = np.array(llama.scores[: len(prompt)], dtype=np.float32)
+        if whole:
+            llama.eval(prompt)
+            logits = np.array(llama.scores[: len(prompt)], dtype=np.float32)
+        else:
+            llama.eval(prompt[:-last])
+            logits = np.stack([_step(llama, token) for token in prompt[-last:]])
         row = logits[-1]
         for _ in range(greedy):
             continued.append(int(row.argmax()))
-            llama.eval(continued[-1:])
-            row = llama.scores[llama.n_tokens - 1]
+            row = _step(llama, continued[-1])
     write_answer(
         request,
         token_ids=token_ids,
@@ -56,6 +65,13 @@ def main() -> None:
         logits=logits,
         details={"version": llama_cpp.__version__, "vocab": llama.n_vocab()},
     )
+
+
+def _step(llama: Any, token: int) -> Any:
+    """Logits after one more token, `[vocab]`."""
+    llama.eval([token])
+    found = llama._ctx.get_logits_ith(-1)
+    return np.ctypeslib.as_array(found, shape=(llama.n_vocab(),)).astype(np.float32)
 
 
 def _without_repacking(llama_cpp: Any) -> None:

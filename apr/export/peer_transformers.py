@@ -43,11 +43,12 @@ def main() -> None:
         model.eval()
         with torch.inference_mode():
             ids = list(request["prompt"])
-            out = model(torch.tensor([ids])).logits[0].float()
+            last = min(request.get("last") or len(ids), len(ids))
+            out = model(torch.tensor([ids]), logits_to_keep=last).logits[0].float()
             logits = out.numpy().copy()
             for _ in range(request["greedy"]):
                 continued.append(int(out[-1].argmax()))
-                out = model(torch.tensor([ids + continued])).logits[0].float()
+                out = model(torch.tensor([ids + continued]), logits_to_keep=1).logits[0].float()
     write_answer(request, token_ids=token_ids, greedy=continued, logits=logits, details=details)
 
 

@@ -79,11 +79,17 @@ class Proof:
         ids = self.source.require_tokenizer().encode(samples.prompt_text())
         wanted = int(rules["prompt_tokens"])
         window = architecture.shortest_window
-        if window is not None and 2 * window <= rules["prompt_tokens_for_window"]:
-            # Twice the window: a prompt within it would not show whether anybody computes it.
-            wanted = max(wanted, 2 * window)
+        if window is not None and window < rules["prompt_tokens_for_window"]:
+            # Longer than every window, by all that is compared: within it nothing would show
+            # whether anybody computes it.
+            wanted += window
             ids = ids * -(-wanted // max(1, len(ids)))
         return ids[: max(1, min(wanted, room))]
+
+    @property
+    def compared(self) -> int:
+        """How many positions' logits are compared: the last ones of a long prompt."""
+        return min(len(self.prompt), int(comparison.rules()["prompt_tokens"]))
 
     @property
     def greedy(self) -> int:
@@ -103,12 +109,12 @@ class Proof:
 
     @cached_property
     def source_logits(self) -> Float32:
-        """Our engine on the source, `[prompt, vocab]`."""
+        """Our engine on the source, at the end of the prompt, `[compared, vocab]`."""
         return self._logits(self.source)
 
     @cached_property
     def written_logits(self) -> Float32:
-        """Our engine on the output, `[prompt, vocab]`."""
+        """Our engine on the output, at the end of the prompt, `[compared, vocab]`."""
         return self._logits(self.written)
 
     def _logits(self, model: OpenedModel) -> Float32:
@@ -120,7 +126,7 @@ class Proof:
         tensors = {name: sources.watch(tensor) for name, tensor in model.tensors.items()}
         watched = replace(model, tensors=tensors)
         loaded = engine.load(watched, device="cpu", dtype=self.precision, threads=self.threads)
-        out = loaded.logits(self.prompt)
+        out = loaded.logits(self.prompt, last=self.compared)
         del loaded, watched
         gc.collect()
         sources.release(forget=True)
@@ -203,6 +209,7 @@ class Proof:
             texts=self.texts,
             prompt=self.prompt,
             greedy=self.greedy,
+            last=self.compared,
             threads=self.threads,
             timeout=rule["seconds"] + rule["seconds_per_gigabyte"] * size,
             **options,
@@ -229,6 +236,10 @@ class Proof:
         rounded = converted.get(self.main_type, converted["F32"])
         return {key: max(value, rounded[key]) for key, value in bound.items()}
 
+    @property
+    def _gelu(self) -> bool:
+        return self.source.architecture.hidden_act.startswith("gelu")
+
     def llama_cpp(self) -> Outcome:
         """llama.cpp's raw logits in its exact mode, and its token ids."""
         reason = self._unavailable("llama_cpp")
@@ -238,8 +249,12 @@ class Proof:
         ids = self._same_ids(answer)
         if ids.verdict != "pass" or answer.logits is None:
             return ids
-        rules = comparison.rules()["logits"]["llama_cpp"]
+        all_rules = comparison.rules()["logits"]
+        rules = all_rules["llama_cpp"]
         bound = self._bound(rules.get(_main_type(self.shown_to_peers), rules["other"]))
+        if self._gelu:
+            gelu = all_rules["llama_cpp_gelu"]
+            bound = {key: max(value, gelu[key]) for key, value in bound.items()}
         out = comparison.logits(self.written_logits, answer.logits, bound)
         version = answer.details["version"]
         return Outcome(
@@ -272,8 +287,11 @@ class Proof:
         gap = float(row[best] - row[theirs])
         stated = answer.details["log_probabilities"]
         far = max((abs(float(row[token]) - value) for token, value in stated), default=0.0)
-        rules = comparison.rules()["logits"]["xllamacpp"]
+        all_rules = comparison.rules()["logits"]
+        rules = all_rules["xllamacpp"]
         bound = rules.get(_main_type(self.shown_to_peers), rules["other"])
+        if self._gelu:
+            bound = max(bound, all_rules["xllamacpp_gelu"])
         if self.format == "apr" and self.changed:
             bound = max(bound, rules.get(self.main_type, rules["other"]))
         figures = {"greedy": answer.greedy, "max_abs_nats": far, "version": version}

@@ -98,20 +98,41 @@ def by_name(family: str, where: StrPath = "architecture") -> Family:
     return cast(Family, import_module(f"apr.families.{family}"))
 
 
-def by_gguf_architecture(name: object, where: StrPath) -> Family:
+def by_gguf_architecture(
+    name: object, where: StrPath, fields: Mapping[str, Any] | None = None
+) -> Family:
     """The family that reads a GGUF `general.architecture`.
 
+    Several families may be stored under one name there. One that can tell its files by their keys
+    has a function `claims_gguf(fields) -> bool`, and is asked first; what nobody claims is read by
+    the one that has none and no `gguf_opens_as` in its contract.
+
+    Args:
+        name: the file's `general.architecture`.
+        where: the file, for messages.
+        fields: its keys without the prefix; None asks for the family of unclaimed files.
+
     Raises:
-        InvalidFormat: unknown; the message lists the known ones.
+        InvalidFormat: unknown; the message lists the known ones. Or nobody reads such keys.
     """
     loaded = {f: contracts.load(f"families/{f}") for f in known()}
-    # Several families may be stored under one name there; one of them reads it back.
-    table = {c["gguf_architecture"]: f for f, c in loaded.items() if c.get("gguf_opens_as", f) == f}
-    if name not in table:
+    named = [f for f, c in loaded.items() if c["gguf_architecture"] == name]
+    if not named:
+        table = sorted({c["gguf_architecture"] for c in loaded.values()})
         raise InvalidFormat(
             where, f"unknown GGUF architecture {name!r}", f"known are {', '.join(table)}"
         )
-    return by_name(table[cast(str, name)], where)
+    claims = {f: getattr(by_name(f, where), "claims_gguf", None) for f in named}
+    claiming = [f for f, claim in claims.items() if claim and (fields is None or claim(fields))]
+    others = [f for f in named if claims[f] is None and loaded[f].get("gguf_opens_as", f) == f]
+    found = others or claiming if fields is None else claiming or others
+    if not found or (fields is not None and len(found) > 1):
+        raise InvalidFormat(
+            where,
+            f"is a GGUF of architecture {name!r} whose keys fit "
+            + (" and ".join(found) if found else f"none of {', '.join(named)}"),
+        )
+    return by_name(found[0], where)
 
 
 def by_hf_model_type(name: object, where: StrPath) -> Family:
@@ -127,8 +148,9 @@ def by_hf_model_type(name: object, where: StrPath) -> Family:
 
 
 def as_opened_from_gguf(architecture: Architecture) -> Architecture:
-    """The architecture as its GGUF states it: the family that reads the file, and no window that
-    is as long as the context (it hides nothing, and the keys there do not say it).
+    """The architecture as a GGUF without our own `apr.architecture` states it: the family that
+    reads the file, and no window that is as long as the context (it hides nothing, and the keys
+    there do not say it).
     """
     contract = contracts.load(f"families/{architecture.family}")
     out = replace(architecture, family=contract.get("gguf_opens_as", architecture.family))

@@ -18,6 +18,7 @@ from apr.architecture import Architecture
 from apr.errors import InvalidFormat, ModelLoadError
 from apr.formats import recipes
 from apr.formats.gguf_reader import GgufFile
+from apr.formats.gguf_statement import ARCHITECTURE, PlannedGguf, applied
 from apr.formats.opened import OpenedModel
 from apr.tensors import Tensor
 
@@ -72,7 +73,7 @@ def shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def family_fields(file: GgufFile) -> dict[str, Any]:
+def family_fields(file: GgufFile | PlannedGguf) -> dict[str, Any]:
     """The architecture's keys without their prefix, and what only the tensors say."""
     prefix = f"{file.architecture}."
     fields: dict[str, Any] = {}
@@ -86,7 +87,7 @@ def family_fields(file: GgufFile) -> dict[str, Any]:
     if embedding is not None and len(embedding.shape) == 2:
         fields["vocab_size"] = embedding.shape[0]
     elif TOKENS in file.fields:
-        fields.setdefault("vocab_size", file.fields.field(TOKENS).count)
+        fields.setdefault("vocab_size", len(file.fields[TOKENS]))
     fields["tensors"] = frozenset(file.tensors)  # names, for what only they can tell
     fields["tie_word_embeddings"] = "output.weight" not in file.tensors
     fields["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
@@ -96,7 +97,7 @@ def family_fields(file: GgufFile) -> dict[str, Any]:
     return fields
 
 
-def _json_object(file: GgufFile, key: str) -> dict[str, Any]:
+def _json_object(file: GgufFile | PlannedGguf, key: str) -> dict[str, Any]:
     try:
         value = json.loads(file.fields[key])
     except (TypeError, ValueError):
@@ -142,10 +143,24 @@ def read_architecture(file: GgufFile, *, check_tokens: bool = True) -> Architect
             f"unknown GGUF architecture {name!r}: that is the name of a Hugging Face class",
             f"general.architecture must be {right!r} for llama.cpp; export the model again",
         )
-    family = families.by_gguf_architecture(name, file.path)
     if check_tokens:
+        families.by_gguf_architecture(name, file.path)  # unknown: said before anything else
         check_token_list(file)
-    return family.from_gguf(family_fields(file), file.path)
+    by_keys = architecture_by_keys(file)
+    if ARCHITECTURE not in file.fields:
+        return by_keys
+    return applied(by_keys, _json_object(file, ARCHITECTURE), family_fields(file), file.path)
+
+
+def architecture_by_keys(file: GgufFile | PlannedGguf) -> Architecture:
+    """The architecture that llama.cpp's keys and the tensors describe, without our own statement.
+
+    Raises:
+        InvalidFormat: unknown architecture, or missing keys.
+    """
+    fields = family_fields(file)
+    family = families.by_gguf_architecture(file.architecture, file.path, fields)
+    return family.from_gguf(fields, file.path)
 
 
 def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, Tensor]:

@@ -22,8 +22,9 @@ from apr.dtypes import DTYPES, DType
 from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
 from apr.families import TensorSpec
 from apr.formats import recipes
-from apr.formats.gguf_model import GENERAL, ROPE_SCALING, TRAINING
+from apr.formats.gguf_model import GENERAL, ROPE_SCALING, TRAINING, architecture_by_keys
 from apr.formats.gguf_reader import ARRAY, DEFAULT_ALIGNMENT, SCALARS, STRING
+from apr.formats.gguf_statement import PlannedGguf, statement
 from apr.formats.opened import OpenedModel
 from apr.formats.streaming import Progress, Sources, chosen_dtype, requested_dtype, write_tensor
 from apr.tensors import Tensor, from_array
@@ -91,6 +92,8 @@ def write_gguf_into(
     sources = Sources()
     tensors = gguf_tensors(model, quantize, sources)
     fields = gguf_fields(model, [t.dtype for t in tensors if len(t.shape) > 1], name)
+    planned = PlannedGguf(path, fields, {tensor.name: tensor for tensor in tensors})
+    fields |= statement(model.architecture, architecture_by_keys(planned))
     with path.open("wb") as file:
         write_container(file, fields, tensors, sources, progress)
 

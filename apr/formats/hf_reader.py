@@ -281,12 +281,17 @@ def _further(
 ) -> Mapping[str, Any]:
     """What transformers reads and the architecture has no place for, to be written again.
 
-    `hf_config` are such entries of config.json (dropout, ...), `generation_config` is the file of
+    `hf_config` are such entries of config.json (dropout, ...) and those that say the same thing in
+    other words (a number of sliding layers where none slides), `generation_config` is the file of
     that name without what the tokenizer states.
     """
-    own = families.by_name(architecture.family, path).to_hf(architecture).keys() | _STATED
+    own = families.by_name(architecture.family, path).to_hf(architecture)
     out: dict[str, Any] = {}
-    further = {key: value for key, value in config.items() if key not in own and value is not None}
+    further = {
+        key: value
+        for key, value in config.items()
+        if key not in _STATED and (own[key] != value if key in own else value is not None)
+    }
     if further:
         out["hf_config"] = further
     if (path / GENERATION).is_file():

@@ -16,7 +16,7 @@ import numpy as np
 from apr import families
 from apr.atomic import atomic_directory
 from apr.dtypes import DTYPES, DType
-from apr.errors import ModelLoadError, StrPath, UsageError
+from apr.errors import AprError, ModelLoadError, StrPath, UsageError
 from apr.families import TensorSpec
 from apr.formats import recipes
 from apr.formats.hf_reader import CONFIG, GENERATION, INDEX, SINGLE, TRAINING
@@ -104,10 +104,17 @@ def hf_config(model: OpenedModel, dtype: DType) -> dict[str, Any]:
     tokenizer = model.require_tokenizer()
     family = families.by_name(model.architecture.family, model.path)
     eos = tokenizer.eos_token_ids
+    kept = model.metadata.get("hf_config") or {}
+    own = family.to_hf(model.architecture)
+    # The source's own words, as long as they still describe this model.
+    fields = {**own, **kept}
+    try:
+        same = family.from_hf(fields, model.path) == model.architecture
+    except AprError:
+        same = False
     return {
         "use_cache": True,
-        **(model.metadata.get("hf_config") or {}),
-        **family.to_hf(model.architecture),
+        **(fields if same else {**kept, **own}),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None,
         "pad_token_id": tokenizer.pad_token_id,

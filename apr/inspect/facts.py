@@ -13,6 +13,7 @@ from typing import Any
 
 from apr.architecture import Architecture
 from apr.formats.opened import FormatName
+from apr.inspect.special import costs, special
 from apr.tensors import Tensor
 
 VERBS = ("qa", "bench", "export")
@@ -134,6 +135,8 @@ class Facts:
                     "rms_norm_eps", "rope_theta", "tie_word_embeddings",
                 )
             },
+            "special": dict(special(self.architecture)) if self.architecture else None,
+            "costs": costs(self.architecture) if self.architecture else None,
             "parameters": {"total": self.parameters, **self.groups},
             "dtypes": self.dtypes,
             "tokenizer": _tokenizer_json(self.tokenizer),

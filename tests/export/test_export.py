@@ -20,7 +20,7 @@ from apr.errors import (
     UsageError,
 )
 from apr.export import export, proof_path
-from apr.formats import gguf_writer, hf_writer, open_model
+from apr.formats import gguf_writer, hf_writer, open_model, recipes
 
 QUICK = {"peers": False, "threads": 2}
 
@@ -98,8 +98,18 @@ def out(tmp_path):
     return folder / "m.gguf"
 
 
+def leave_rows_in_the_wrong_order(monkeypatch):
+    """On the way into GGUF; on the way back they are reordered as always."""
+    right = recipes.permuted
+
+    def wrong(tensor, heads, *, to_gguf):
+        return tensor if to_gguf else right(tensor, heads, to_gguf=False)
+
+    monkeypatch.setattr(recipes, "permuted", wrong)
+
+
 def test_rows_left_in_the_wrong_order_are_caught(tiny_apr, out, monkeypatch):
-    monkeypatch.setattr(gguf_writer, "permuted", lambda tensor, heads, to_gguf: tensor)
+    leave_rows_in_the_wrong_order(monkeypatch)
     fails(tiny_apr, out, "tensors", "k_proj.weight (F32) differs")
 
 
@@ -247,7 +257,7 @@ def test_source_is_never_overwritten(tiny_apr, tmp_path):
 
 def test_failed_proof_keeps_the_old_output(tiny_apr, out, monkeypatch):
     out.write_bytes(b"precious")
-    monkeypatch.setattr(gguf_writer, "permuted", lambda tensor, heads, to_gguf: tensor)
+    leave_rows_in_the_wrong_order(monkeypatch)
     with pytest.raises(GateFailed):
         export(tiny_apr, out, format="gguf", force=True, **QUICK)
     assert out.read_bytes() == b"precious"

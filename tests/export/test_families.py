@@ -69,7 +69,7 @@ def test_both_formats_give_the_model_back(tmp_path, family):
     assert again.architecture == source.architecture
     same_bytes(source, again)
     from_gguf = open_model(gguf)
-    assert from_gguf.architecture == families.as_opened_from_gguf(source.architecture)
+    assert from_gguf.architecture == source.architecture
     same_bytes(source, from_gguf)
 
 
@@ -118,7 +118,7 @@ def test_llama_cpp_gives_the_same_logits_and_greedy_tokens(tmp_path, family, cha
     assert len(found.figures["greedy"]) == 16
 
 
-@pytest.mark.parametrize(("window", "tokens"), [(8, 32), (50, 100), (200, 400), (257, 32)])
+@pytest.mark.parametrize(("window", "tokens"), [(8, 40), (257, 289), (800, 832), (1024, 32)])
 def test_the_prompt_of_the_proof_is_longer_than_the_window(tmp_path, window, tokens):
     path = model(tmp_path, "mistral", {"sliding_window": window, "max_position_embeddings": 1024})
     assert len(Proof(open_model(path), tmp_path / "hf", "hf").prompt) == tokens

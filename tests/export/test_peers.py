@@ -4,7 +4,7 @@ import pytest
 
 from apr.errors import GateFailed
 from apr.export import export, peers, samples
-from apr.formats import gguf_writer, open_model, write_gguf
+from apr.formats import gguf_writer, open_model, write_gguf, write_hf
 
 
 def check(report, name):
@@ -153,3 +153,17 @@ def test_file_types_are_those_of_gguf(name, value):
     if value not in known:
         pytest.skip(f"the installed gguf does not know file type {value}")
     assert name in known[value] or known[value].endswith(name)
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("peer", ["llama_cpp", "transformers"])
+def test_the_end_of_a_long_prompt_alone_gives_the_same_logits(peer, tiny_apr, tmp_path):
+    pytest.importorskip(peer)
+    target = tmp_path / ("m.gguf" if peer == "llama_cpp" else "hf")
+    write = write_gguf if peer == "llama_cpp" else write_hf
+    write(target, open_model(tiny_apr))
+    prompt = [i % 200 for i in range(60)]
+    whole = peers.ask(peer, target, prompt=prompt, greedy=4, threads=1)
+    end = peers.ask(peer, target, prompt=prompt, greedy=4, threads=1, last=8)
+    assert end.logits.shape[0] == 8 and end.greedy == whole.greedy
+    assert abs(end.logits - whole.logits[-8:]).max() < 1e-5

@@ -211,8 +211,8 @@ def test_noise_in_the_logits_fails_determinism(make_tiny, monkeypatch):
     noise = np.random.default_rng(0)
     plain = Engine.run
 
-    def noisy(self, ids, cache, *, last_only=False):
-        logits = plain(self, ids, cache, last_only=last_only)
+    def noisy(self, ids, cache, *, last=None):
+        logits = plain(self, ids, cache, last=last)
         return logits + noise.normal(0, 1e-7, logits.shape).astype(np.float32)
 
     monkeypatch.setattr(Engine, "run", noisy)
@@ -222,10 +222,10 @@ def test_noise_in_the_logits_fails_determinism(make_tiny, monkeypatch):
 def test_positions_that_do_not_continue_after_the_cache_fail_prefill_and_cache(
     make_tiny, monkeypatch
 ):
-    from apr.model import decoder
+    from apr.model.rotary import Rotary
 
-    plain = decoder.cos_sin
-    monkeypatch.setattr(decoder, "cos_sin", lambda f, p: plain(f, p - p[0]))
+    plain = Rotary.tables
+    monkeypatch.setattr(Rotary, "tables", lambda self, p, dtype: plain(self, p - p[0], dtype))
     subject = subject_of(make_tiny(trained=True))
     assert not run_gate("prefill_equals_steps", subject).passed
     assert not run_gate("cache_equals_recompute", subject).passed
