@@ -7,13 +7,10 @@ queued before the host waits for their figures, and nothing is ever saved unjudg
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -29,6 +26,7 @@ from apr.train.evaluate import Evaluation, evaluate, model_losses, probe, sample
 from apr.train.log import draw_curve
 from apr.train.optimizer import set_lr
 from apr.train.parts import Parts, Progress
+from apr.train.signals import stop_signals
 from apr.train.stops import Divergence, EarlyStop
 
 QUEUED_STEPS = 10  # on CUDA, before the host waits
@@ -77,6 +75,10 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
+    def _stop(self, name: str) -> bool:
+        first, self.stop_signal = self.stop_signal is None, self.stop_signal or name
+        return first
+
     # --- the run -------------------------------------------------------------------------------
 
     def train(self) -> str:
@@ -87,7 +89,7 @@ class Trainer:
         """
         self._began = time.perf_counter()
         self._base_seconds = self.progress.seconds
-        with self._signals():
+        with stop_signals(self._stop):
             if self.progress.step == 0:
                 # Before any work is done: a folder that cannot hold the run is found out now.
                 self.save_state()
@@ -405,22 +407,3 @@ class Trainer:
         best = saved.tensors.get("best_sequences")
         self.best_sequences = None if best is None else best.numpy().copy()
         self._last_saved = self.progress.step
-
-    @contextmanager
-    def _signals(self) -> Any:
-        """Ctrl-C and SIGTERM finish the step; a second Ctrl-C stops at once, unsaved."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, _frame: FrameType | None) -> None:
-            if self.stop_signal is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.stop_signal = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-
-        old = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
