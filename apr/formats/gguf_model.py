@@ -16,6 +16,7 @@ import numpy as np
 from apr import contracts, families, rope
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, ModelLoadError
+from apr.families import rotary
 from apr.formats import recipes
 from apr.formats.gguf_reader import GgufFile
 from apr.formats.gguf_statement import ARCHITECTURE, PlannedGguf, applied
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 TOKENS = "tokenizer.ggml.tokens"
 TRAINING = "apr.training"  # our own key: the training record, as JSON
-# Ours too: kind and parameters of a rotary scaling that GGUF has only the divisors of, as JSON.
-ROPE_SCALING = "apr.rope_scaling"
+INEXACT = "apr.inexact"  # ours: what an export with --allow-inexact left out, as JSON
+ROPE_SCALING = rotary.OWN_KEY  # ours too, as JSON
 # GGUF's general keys that have a name of their own in `.apr` metadata.
 GENERAL = {
     "general.name": "name",
@@ -94,6 +95,11 @@ def family_fields(file: GgufFile | PlannedGguf) -> dict[str, Any]:
     fields["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
     if ROPE_SCALING in file.fields:
         fields["rope_scaling"] = _json_object(file, ROPE_SCALING)
+    fields["rotary_tensors"] = {
+        name: [shortest(value) for value in file.tensors[name].float32().ravel().tolist()]
+        for name in (rope.TENSOR, rope.LONG, rope.SHORT)
+        if name in file.tensors
+    }
     return fields
 
 
@@ -171,31 +177,29 @@ def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, T
     Raises:
         InvalidFormat: the divisors are missing or are others.
     """
-    scaling = architecture.rope_scaling
-    follows = scaling is not None and scaling["rope_type"] in rope.AS_TENSOR
-    if follows:
-        _check_divisors(file, architecture)
-    held = {n: t for n, t in file.tensors.items() if not (follows and n == rope.TENSOR)}
+    _check_divisors(file, architecture)
+    follows = set(rotary.gguf_tensors(architecture))
+    if architecture.rope_scaling is None:
+        follows = {rope.TENSOR}  # divisors of one, or the file would not have been opened
+    held = {name: t for name, t in file.tensors.items() if name not in follows}
     return recipes.canonical("gguf", families.tensor_specs(architecture), held, architecture)
 
 
 def _check_divisors(file: GgufFile, architecture: Architecture) -> None:
-    tensor = file.tensors.get(rope.TENSOR)
-    expected = rope.divisors(
-        architecture.rope_scaling, architecture.rope_theta, architecture.rotary_dim
-    )
-    if tensor is None or expected is None:
-        raise InvalidFormat(
-            file.path, f"{ROPE_SCALING} states a scaling, but tensor {rope.TENSOR} is missing"
-        )
-    if tensor.shape != (len(expected),) or not np.allclose(
-        tensor.float32(), expected, rtol=1e-5, atol=0.0
-    ):
-        raise InvalidFormat(
-            file.path,
-            f"tensor {rope.TENSOR} does not hold the divisors that {ROPE_SCALING} gives",
-            "one of the two was changed; export the model again",
-        )
+    for name, expected in rotary.gguf_tensors(architecture).items():
+        tensor = file.tensors.get(name)
+        if tensor is None:
+            raise InvalidFormat(
+                file.path, f"{ROPE_SCALING} states a scaling, but tensor {name} is missing"
+            )
+        if tensor.shape != (len(expected),) or not np.allclose(
+            tensor.float32(), expected, rtol=1e-5, atol=0.0
+        ):
+            raise InvalidFormat(
+                file.path,
+                f"tensor {name} does not hold the divisors that {ROPE_SCALING} gives",
+                "one of the two was changed; export the model again",
+            )
 
 
 def read_metadata(file: GgufFile) -> Mapping[str, Any]:

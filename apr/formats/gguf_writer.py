@@ -15,14 +15,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from apr import contracts, families, rope
+from apr import contracts, families
 from apr.architecture import Architecture
 from apr.atomic import atomic_file
 from apr.dtypes import DTYPES, DType
 from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
-from apr.families import TensorSpec
+from apr.families import TensorSpec, rotary
 from apr.formats import recipes
-from apr.formats.gguf_model import GENERAL, ROPE_SCALING, TRAINING, architecture_by_keys
+from apr.formats.gguf_model import GENERAL, INEXACT, ROPE_SCALING, TRAINING, architecture_by_keys
 from apr.formats.gguf_reader import ARRAY, DEFAULT_ALIGNMENT, SCALARS, STRING
 from apr.formats.gguf_statement import PlannedGguf, statement
 from apr.formats.opened import OpenedModel
@@ -111,7 +111,7 @@ def gguf_tensors(
     if obstacles:
         raise GateFailed(
             model.path,
-            "cannot be exported to GGUF exactly: " + "; ".join(obstacles),
+            "cannot be exported to GGUF exactly: " + "; ".join(map(str, obstacles)),
             "write --format safetensors instead, which keeps it",
         )
     asked = requested_dtype(quantize, "gguf")
@@ -130,15 +130,11 @@ def gguf_tensors(
 
 
 def _rotary_divisors(architecture: Architecture) -> list[Tensor]:
-    """The tensor that stands for a scaling which llama.cpp does not know by name, if there is one.
-
-    Source: llama.cpp's convert_hf_to_gguf.py (`generate_extra_tensors` of its Llama).
-    """
-    scaling = architecture.rope_scaling
-    if scaling is None or scaling["rope_type"] not in rope.AS_TENSOR:
-        return []
-    divisors = rope.divisors(scaling, architecture.rope_theta, architecture.rotary_dim)
-    return [from_array(rope.TENSOR, np.array(divisors, dtype=np.float32))]
+    """The tensors that stand for a scaling which llama.cpp has no keys for, if there are any."""
+    return [
+        from_array(name, np.array(values, dtype=np.float32))
+        for name, values in rotary.gguf_tensors(architecture).items()
+    ]
 
 
 def gguf_fields(
@@ -163,9 +159,11 @@ def gguf_fields(
     family = families.by_name(architecture.family, model.path)
     for key, value in family.to_gguf(architecture).items():
         out[f"{prefix}.{key}"] = value
-    scaling = architecture.rope_scaling
-    if scaling is not None and scaling["rope_type"] in rope.AS_TENSOR:
-        out[ROPE_SCALING] = json.dumps(dict(scaling), separators=(",", ":"))
+    scaling = rotary.own_key(architecture)
+    if scaling is not None:
+        out[ROPE_SCALING] = json.dumps(scaling, separators=(",", ":"))
+    if model.metadata.get("inexact"):
+        out[INEXACT] = json.dumps(model.metadata["inexact"], ensure_ascii=False)
     if model.training is not None:
         out[TRAINING] = json.dumps(model.training, ensure_ascii=False, separators=(",", ":"))
     tokenizer = model.require_tokenizer()
