@@ -54,7 +54,9 @@ def test_an_imported_model_starts_at_the_loss_that_transformers_computes(
     model = theirs(tmp_path / "hf", kind, tokenizer_dir)
     import_model(tmp_path / "hf", tmp_path / "m.apr", peers=False)
     result = pretrain(going_on(tmp_path / "m.apr"))
-    data = open_dataset(tmp_path / "run" / "data", tokenizer=Tokenizer.from_directory(tokenizer_dir))
+    data = open_dataset(
+        tmp_path / "run" / "data", tokenizer=Tokenizer.from_directory(tokenizer_dir)
+    )
     first = torch.from_numpy(Batches(data.train, 4, 16, 0).next())
     with torch.no_grad():
         logits = model(first[:, :-1]).logits.flatten(0, 1)
