@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from apr.model.decoder import Decoder
-from apr.model.moe import Router
+from apr.model.moe import MoE, Router
 
 BIAS_RATE = 1e-3  # gamma of arXiv 2408.15664, table 3: larger oscillates, smaller lags
 
@@ -57,6 +57,15 @@ class Experts:
         self._counts: Tensor | None = None
         self._auxiliary: Tensor | None = None
         self._parts = 0
+
+    def leave_uncompiled(self, model: Decoder) -> None:
+        """Keep the experts out of a compiled model: how many tokens each gets is another shape at
+        every step, and would be compiled anew.
+        """
+        for module in model.modules():
+            if isinstance(module, MoE):
+                eager = torch.compiler.disable(module.forward)  # type: ignore[no-untyped-call]
+                module.forward = eager  # type: ignore[method-assign]
 
     def after_forward(self) -> Tensor | None:
         """Count the choices of the micro-batch just computed, and let go of its graph.

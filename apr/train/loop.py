@@ -56,6 +56,7 @@ class Trainer:
         self._parameters = [x for x in p.model.parameters() if x.requires_grad]
         self._hidden: Callable[[torch.Tensor], torch.Tensor] = p.model.hidden
         if s.compile:
+            self._experts.leave_uncompiled(p.model)
             self._hidden = torch.compile(p.model.hidden)
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         known = peaks(name)
