@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from apr.tokenizer import Tokenizer, train
-from apr.tokenizer.pretokenizers import names
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT.parent / "shared" / "data" / "tokenizers"
@@ -91,7 +90,13 @@ def mixed(comparison):
 @pytest.fixture(scope="session")
 def trained(mixed):
     """A tokenizer of 1,000 tokens trained on `mixed`, by its pre-tokenizer."""
-    return {pre: train(iter(mixed), 1000, pre) for pre in names()}
+
+    class Trained(dict):
+        def __missing__(self, pre):
+            self[pre] = train(iter(mixed), 1000, pre)
+            return self[pre]
+
+    return Trained()
 
 
 @pytest.fixture(scope="session")

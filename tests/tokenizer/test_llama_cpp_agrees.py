@@ -55,7 +55,7 @@ def test_no_character_of_unicode_is_split_otherwise(pre, encoder):
     """Each character beside a letter, digit, space, mark and line end: two that stand in one piece
     merge, two in separate pieces cannot, so that the ids show every split."""
     from apr.tokenizer import alphabet, train
-    from apr.tokenizer.ggufkeys import added_token
+    from apr.tokenizer.pieces import added_token
 
     base = train(iter(["text"]), 257, pre)
     sign = alphabet.characters()
