@@ -48,8 +48,7 @@ def _first_other_ids(tokenizer: Tokenizer, name: str) -> recognition.Difference 
     pairs = zip(tokenizer.encode_batch(texts), theirs.encode_batch(texts), strict=True)
     for text, (ours, other) in zip(texts, pairs, strict=True):
         if ours != other:
-            shown = [[tokenizer.decode([id]) for id in ids] for ids in (ours, other)]
-            return recognition.Difference(text, tuple(shown[0]), tuple(shown[1]))
+            return recognition.difference(tokenizer.spec, name, [text])
     return None
 
 
@@ -83,6 +82,16 @@ def _added(tokenizer: Tokenizer) -> Iterator[str]:
         texts = [token["content"] for token in tokenizer.added.values() if token.get(flag)]
         if texts:
             yield f"llama.cpp {does} {_some(texts)}"
+    tokens = tokenizer.tokens()
+    forced = pretokenizers.forced_types(tokens)
+    other = [
+        text
+        for id, text in enumerate(tokens)
+        if text in forced and not tokenizer.is_filler(id)
+        if tokenizer.is_special(id) != forced[text]
+    ]
+    if other:
+        yield f"llama.cpp decides by its text whether {_some(other)} is a control token"
 
 
 def _ends(tokenizer: Tokenizer) -> Iterator[str]:

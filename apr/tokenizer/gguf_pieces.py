@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from apr.errors import InvalidFormat
-from apr.tokenizer import pieces, probe
+from apr.tokenizer import ggufown, pieces, probe
 from apr.tokenizer import sentencepiece as sp
 from apr.tokenizer import spec as specs
 from apr.tokenizer.pieces import SPACE, Rules
@@ -44,7 +44,7 @@ class Normalization:
 def normalization(tokenizer: Tokenizer) -> Normalization:
     """What the normalizer and the pre-tokenizer do to the probe texts."""
     spec = tokenizer.spec
-    charsmap = _charsmap(spec.get("normalizer"))
+    charsmap = base64.b64decode(ggufown.charsmap(spec.get("normalizer")))
     guard = pieces.guard(_pieces(tokenizer))
     own = _applied(spec, guard)
     texts = ("", " ", "   ", " a", "  a b ", *probe.texts())
@@ -115,14 +115,6 @@ def _mapped(charsmap: bytes) -> Callable[[str], str]:
 
     step: Any = normalizers.Precompiled(charsmap)
     return lambda text: str(step.normalize_str(text))
-
-
-def _charsmap(normalizer: Any) -> bytes:
-    """SentencePiece's compiled rules, where a step has them."""
-    for step in (normalizer or {}).get("normalizers") or [normalizer or {}]:
-        if step.get("type") == "Precompiled" and step.get("precompiled_charsmap"):
-            return base64.b64decode(step["precompiled_charsmap"])
-    return b""
 
 
 def _at_spaces(found: Sequence[str]) -> bool:

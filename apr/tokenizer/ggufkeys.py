@@ -259,10 +259,15 @@ def _types(kv: Mapping[str, Any], tokens: list[str]) -> list[int]:
         made = {merge.replace(" ", "", 1) for merge in _merges(kv)}
         single = alphabet.values()
         return [NORMAL if t in made or t in single else CONTROL for t in tokens]
-    types = [int(type) for type in stated]
-    if len(types) != len(tokens):
+    forced = pretokenizers.forced_types(tokens)
+    kinds = {True: CONTROL, False: USER_DEFINED}
+    types = [
+        kinds[forced[text]] if text in forced and int(type) != UNUSED else int(type)
+        for text, type in zip(tokens, stated, strict=False)
+    ]
+    if len(stated) != len(tokens):
         raise InvalidFormat(
-            _PREFIX + "token_type", f"there are {len(types)} types for {len(tokens)} tokens"
+            _PREFIX + "token_type", f"there are {len(stated)} types for {len(tokens)} tokens"
         )
     return [
         type if type != UNKNOWN else (CONTROL if id == unknown else UNUSED)

@@ -18,6 +18,7 @@ from apr.tokenizer import spec as specs
 from apr.tokenizer.tokenizer import Tokenizer
 
 KEY = "apr.tokenizer"
+_ELSEWHERE = "tokenizer.ggml.precompiled_charsmap"
 _TOKENS = "tokenizer.ggml.tokens"
 
 
@@ -47,6 +48,8 @@ def write(tokenizer: Tokenizer, plain: Tokenizer) -> str | None:
         out["scores"] = tokenizer.scores is not None
         if specs.merge_pairs(plain.spec) != specs.merge_pairs(tokenizer.spec):
             out["cuts"] = _cuts(tokenizer.spec, plain.spec)
+    if plain.spec["normalizer"] is not None:
+        out["spec"] = _with_charsmap(parts.rest, charsmap(plain.spec["normalizer"]), _ELSEWHERE)
     return json.dumps(out, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -65,7 +68,7 @@ def read(kv: Mapping[str, Any], plain: Tokenizer) -> Tokenizer | None:
             specs.Parts(
                 [str(token) for token in kv[_TOKENS]],
                 _merges(kv, plain, own.get("cuts")),
-                own["spec"],
+                _with_charsmap(own["spec"], _ELSEWHERE, charsmap(plain.spec["normalizer"])),
                 layout,
             )
         )
@@ -84,6 +87,23 @@ def read(kv: Mapping[str, Any], plain: Tokenizer) -> Tokenizer | None:
         )
     except (AprError, KeyError, TypeError, ValueError, IndexError, AttributeError):
         return None  # of another version, or damaged: the standard keys are what counts
+
+
+def charsmap(normalizer: Any) -> str:
+    """SentencePiece's compiled rules (base64), where a step of a normalizer has them."""
+    for step in (normalizer or {}).get("normalizers") or [normalizer or {}]:
+        if step.get("type") == "Precompiled":
+            return str(step.get("precompiled_charsmap") or "")
+    return ""
+
+
+def _with_charsmap(spec: specs.Json, old: str, new: str) -> specs.Json:
+    """The spec with other compiled rules: they are big, and GGUF has a key for them."""
+    normalizer = spec.get("normalizer")
+    if not old or charsmap(normalizer) != old:
+        return spec
+    text = json.dumps(normalizer)
+    return {**spec, "normalizer": json.loads(text.replace(json.dumps(old), json.dumps(new)))}
 
 
 def agrees(keys: Mapping[str, Any], kv: Mapping[str, Any]) -> bool:

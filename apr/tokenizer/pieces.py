@@ -96,21 +96,37 @@ def guard(pieces: Iterable[sp.Piece]) -> list[specs.Json]:
     """A step that keeps `<s>` and `<0x41>` in a text from being read as those pieces.
 
     The library's Unigram looks for every entry of its vocabulary, SentencePiece and llama.cpp for
-    what is no control and no byte. Cut behind its first character, such a text cannot be found.
+    what is no control and no byte. Cut in two, such a text cannot be found. The cut is made where
+    no other piece stands across it, if there is such a place.
     """
-    texts = sorted(
-        piece.text
+    pieces = list(pieces)
+    hidden = (sp.CONTROL, sp.UNKNOWN, sp.BYTE)
+    taken = {
+        piece.text[cut : cut + 2]
         for piece in pieces
-        if piece.type in (sp.CONTROL, sp.UNKNOWN, sp.BYTE) and len(piece.text) > 1
-    )
-    if not texts:
+        if piece.type not in hidden
+        for cut in range(len(piece.text) - 1)
+    }
+    patterns = []
+    if any(piece.type == sp.BYTE for piece in pieces):
+        if "<0" in taken and "0x" not in taken:
+            patterns.append("(?<=<0)x(?=[0-9A-F]{2}>)")
+        else:
+            patterns.append("(?<=<)0(?=x[0-9A-F]{2}>)")
+    for text in sorted(p.text for p in pieces if p.type in hidden and p.type != sp.BYTE):
+        cuts = range(1, len(text))
+        free = [cut for cut in cuts if text[cut - 1 : cut + 1] not in taken] or list(cuts)
+        for cut in free[:1]:
+            before, at, behind = text[:cut], text[cut], text[cut + 1 :]
+            ahead = f"(?={re.escape(behind)})" if behind else ""
+            patterns.append(f"(?<={re.escape(before)}){re.escape(at)}{ahead}")
+    if not patterns:
         return []
-    cut = "|".join(f"{re.escape(text[0])}(?={re.escape(text[1:])})" for text in texts)
     return [
         {
             "type": "Split",
-            "pattern": {"Regex": cut},
-            "behavior": "MergedWithPrevious",
+            "pattern": {"Regex": "|".join(patterns)},
+            "behavior": "MergedWithNext",
             "invert": False,
         }
     ]

@@ -8,7 +8,7 @@ tokenizer.json has is found by `apr.tokenizer.recognition`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -25,6 +25,17 @@ _CATEGORY = re.compile(r"\\p\{(\w)")
 def names() -> list[str]:
     """The names offered for training, and those that are recognised."""
     return list(_contract()["pre_tokenizers"])
+
+
+def forced_types(tokens: Iterable[str]) -> dict[str, bool]:
+    """Tokens whose type llama.cpp sets itself: True for control, False for user-defined."""
+    stated = _contract()["llama_cpp_types"]
+    types = dict.fromkeys(stated["control"], True) | dict.fromkeys(stated["shown"], False)
+    found = {text: types[text] for text in tokens if text in types}
+    for rule in stated["shown_beside"]:
+        if rule["token"] in found and found.keys() >= set(rule["beside"]):
+            found[rule["token"]] = False
+    return found
 
 
 def end_of_text() -> str:

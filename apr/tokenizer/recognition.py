@@ -88,13 +88,22 @@ def recognition(spec: Mapping[str, Any]) -> Recognition:
     return Recognition(name, siblings, found.exact, name or found.closest, found.names)
 
 
-def difference(spec: Mapping[str, Any], name: str) -> Difference | None:
-    """The first probe text that llama.cpp splits otherwise under `name`; None where none is."""
+def difference(
+    spec: Mapping[str, Any], name: str, texts: Sequence[str] | None = None
+) -> Difference | None:
+    """The first text that llama.cpp splits otherwise under `name`; None where none is.
+
+    Args:
+        spec: a tokenizer.json.
+        name: llama.cpp's.
+        texts: by default the probe texts.
+    """
     key = _key(spec)
     if key is None:
         return None
-    for text, ours in zip(probe.texts(), _splits(*key), strict=True):
-        theirs = _split_by(name)(text)
+    own = _splitter(*key)
+    for text in probe.texts() if texts is None else texts:
+        ours, theirs = own(text), _split_by(name)(text)
         if ours != theirs:
             return Difference(text, _shown(ours), _shown(theirs))
     return None

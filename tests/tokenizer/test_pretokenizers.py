@@ -50,7 +50,7 @@ def test_names_that_split_alike_are_told_apart_by_merges_and_marks(each):
         found = recognition.recognition(
             {"pre_tokenizer": section, "model": {"ignore_merges": ignores}, "added_tokens": added}
         )
-        assert (found.name, found.exact) == (name, False) or (found.name, found.exact) == (name, True)
+        assert found.name == name
 
 
 def test_a_stated_name_is_kept_if_llama_cpp_does_the_same_under_it(trained):
@@ -132,4 +132,4 @@ def test_published_splits_that_llama_cpp_only_comes_near_are_a_caveat(name, trai
     assert made.pre_type == name
     [caveat] = made.gguf_caveats
     assert caveat.startswith(f"llama.cpp's {name} splits otherwise")
-    assert "É" in caveat
+    assert " here and " in caveat

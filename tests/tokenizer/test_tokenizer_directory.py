@@ -125,7 +125,10 @@ BAD = {
     "no model": ("{}", "no object 'model'"),
     "no pieces": ('{"model": {"type": "Unigram", "vocab": []}}', "lacks a list 'vocab'"),
     "bad piece": ('{"model": {"type": "Unigram", "vocab": [["a"]]}}', "no pair of text and score"),
-    "bad unk": ('{"model": {"type": "Unigram", "vocab": [["a", 0]], "unk_id": 7}}', "none of the 1"),
+    "bad unk": (
+        '{"model": {"type": "Unigram", "vocab": [["a", 0]], "unk_id": 7}}',
+        "none of the 1",
+    ),
     "WordPiece": ('{"model": {"type": "WordPiece", "vocab": {}}}', "supported: BPE, Unigram"),
     "no merges": ('{"model": {"type": "BPE", "vocab": {}}}', "lacks 'vocab' or 'merges'"),
     "bad id": ('{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}', "id -1"),
