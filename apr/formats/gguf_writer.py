@@ -238,6 +238,8 @@ def _value(key: str, value: Any) -> bytes:
     """A value with its type in front: numbers are u32, i32 or f32 unless they do not fit."""
     if isinstance(value, str):
         return struct.pack("<I", STRING) + _string(value)
+    if isinstance(value, bytes):  # an array of bytes
+        return struct.pack("<IIQ", ARRAY, _TYPE_IDS["u8"], len(value)) + value
     if isinstance(value, (list, tuple)):
         return struct.pack("<I", ARRAY) + _array(key, value)
     kind = _scalar_type(key, [value])
