@@ -21,6 +21,8 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 # Sizes that a family needs beside those above.
 SIZES = {
     "mixtral": {**EXPERTS, "intermediate_size": 48},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 56},
+    "qwen3_moe": EXPERTS,
 }
 
 

@@ -187,7 +187,36 @@ def gguf_obstacles(architecture: Architecture) -> list[str]:
             f"{contract['gguf_architecture']!r} has no head_dim of its own: it would not load the "
             "file at all"
         )
-    return out + rotary.gguf_obstacles(architecture)
+    return out + _expert_obstacles(architecture, contract) + rotary.gguf_obstacles(architecture)
+
+
+def writes_tied_head(architecture: Architecture) -> bool:
+    """Whether a GGUF needs a copy of the embedding as its head, because llama.cpp wants one there
+    for the family's architecture.
+    """
+    lacks = contracts.load(f"families/{architecture.family}").get("gguf_lacks", [])
+    return architecture.tie_word_embeddings and "tied_head" in lacks
+
+
+def _expert_obstacles(architecture: Architecture, contract: Mapping[str, Any]) -> list[str]:
+    """As `gguf_obstacles`, for experts."""
+    theirs = f"llama.cpp's {contract['gguf_architecture']!r}"
+    out = []
+    fixed = contract.get("gguf_norm_topk_prob", architecture.norm_topk_prob)
+    # All of them chosen: their weights sum to one anyway.
+    some = architecture.num_experts_per_tok < architecture.num_experts
+    if architecture.norm_topk_prob != fixed and some:
+        out.append(
+            f"norm_topk_prob is {architecture.norm_topk_prob}, and {theirs} always computes as if "
+            f"it were {fixed}: every token's chosen experts would have other weights"
+        )
+    if "dense_layers" in contract.get("gguf_lacks", []) and architecture.dense_layers:
+        shown = ", ".join(map(str, architecture.dense_layers[:8]))
+        out.append(
+            f"layers {shown} are dense, without experts, and {theirs} has experts in every layer: "
+            "it would not load the file at all"
+        )
+    return out
 
 
 def tensor_specs(architecture: Architecture) -> list[TensorSpec]:

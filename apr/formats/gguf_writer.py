@@ -10,6 +10,7 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +23,7 @@ from apr.dtypes import DTYPES, DType
 from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
 from apr.families import TensorSpec, rotary
 from apr.formats import recipes
-from apr.formats.gguf_model import GENERAL, ROPE_SCALING, TRAINING, architecture_by_keys
+from apr.formats.gguf_model import GENERAL, HEAD, ROPE_SCALING, TRAINING, architecture_by_keys
 from apr.formats.gguf_reader import ARRAY, DEFAULT_ALIGNMENT, SCALARS, STRING
 from apr.formats.gguf_statement import PlannedGguf, statement
 from apr.formats.opened import OpenedModel
@@ -126,7 +127,10 @@ def gguf_tensors(
             return DTYPES["F32"]  # a rounded router would send tokens to other experts
         return chosen_dtype(tensor, asked, "gguf")
 
-    return recipes.write("gguf", specs, held, architecture, choose) + _rotary_divisors(architecture)
+    out = recipes.write("gguf", specs, held, architecture, choose)
+    if families.writes_tied_head(architecture):
+        out.append(replace(out[0], name=HEAD))  # the contract's first tensor is the embedding
+    return out + _rotary_divisors(architecture)
 
 
 def _rotary_divisors(architecture: Architecture) -> list[Tensor]:
