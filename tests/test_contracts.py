@@ -19,11 +19,15 @@ SOUND = Architecture(
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 # Sizes that a family needs beside those above.
-SIZES = {
+SIZES: dict[str, dict[str, object]] = {
     "mixtral": {**EXPERTS, "intermediate_size": 48},
     "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 56},
     "qwen3_moe": EXPERTS,
-}
+    "gpt_oss": {
+        **EXPERTS, "intermediate_size": 48, "sliding_window": 8, "swiglu_limit": 7.0,
+        "layer_types": ("sliding_attention", "full_attention"),
+    },
+}  # fmt: skip
 
 
 def sound(family: str) -> Architecture:
@@ -81,6 +85,7 @@ CASES = [
     ("META-VARIATION", "mistral", {"layer_types": ("full_attention",) * 2}),
     ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 64}),
     ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 32}),
+    ("GPTOSS-WIDTH", "gpt_oss", {"intermediate_size": 64}),
     ("META-MLP-TYPES", "llama", {"mlp_layer_types": ("dense",)}),
     ("META-EXPERT-WIDTH", "llama", {"num_experts": 4}),
     ("META-EXPERTS-CHOSEN", "llama", {"num_experts": 4, "num_experts_per_tok": 5}),

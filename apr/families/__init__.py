@@ -24,6 +24,7 @@ from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
 from apr.families import rotary
+from apr.families.obstacles import Obstacle, shared_obstacles
 
 if TYPE_CHECKING:
     from apr.tensors import Tensor
@@ -160,34 +161,15 @@ def as_opened_from_gguf(architecture: Architecture) -> Architecture:
     return out
 
 
-def gguf_obstacles(architecture: Architecture) -> list[str]:
-    """What this model does that no GGUF of its family can say to llama.cpp: which property, where
-    it bites, what to do; a sentence each, empty if nothing.
-    """
-    contract = contracts.load(f"families/{architecture.family}")
-    lacks = contract.get("gguf_lacks", [])
-    out = []
-    window, context = architecture.shortest_window, architecture.max_position_embeddings
-    if "sliding_window" in lacks and window:
-        out.append(
-            f"sliding_window is {window} in a context of {context}, and llama.cpp's "
-            f"{contract['gguf_architecture']!r} computes full attention: prompts longer than "
-            f"{window} tokens would give other logits; with max_position_embeddings of at most "
-            f"{window} the export is exact"
-        )
-    if "attention_bias" in lacks and architecture.attention_bias:
-        out.append(
-            f"attention_bias is true, and llama.cpp's {contract['gguf_architecture']!r} has no "
-            "bias on attn_output: it would not load the file at all"
-        )
-    if "head_dim" in lacks and architecture.q_size != architecture.hidden_size:
-        out.append(
-            f"num_heads {architecture.num_heads} times head_dim {architecture.head_dim} is not "
-            f"hidden_size {architecture.hidden_size}, and llama.cpp's "
-            f"{contract['gguf_architecture']!r} has no head_dim of its own: it would not load the "
-            "file at all"
-        )
-    return out + _expert_obstacles(architecture, contract) + rotary.gguf_obstacles(architecture)
+def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
+    """What this model does that no GGUF of its family can say to llama.cpp; empty if nothing."""
+    own = getattr(by_name(architecture.family), "gguf_obstacles", None)
+    return shared_obstacles(architecture) + (own(architecture) if own else [])
+
+
+def gguf_caveats(architecture: Architecture) -> list[str]:
+    """What whoever loads the GGUF must know to get the same logits; a sentence each."""
+    return rotary.gguf_caveats(architecture)
 
 
 def writes_tied_head(architecture: Architecture) -> bool:
@@ -196,27 +178,6 @@ def writes_tied_head(architecture: Architecture) -> bool:
     """
     lacks = contracts.load(f"families/{architecture.family}").get("gguf_lacks", [])
     return architecture.tie_word_embeddings and "tied_head" in lacks
-
-
-def _expert_obstacles(architecture: Architecture, contract: Mapping[str, Any]) -> list[str]:
-    """As `gguf_obstacles`, for experts."""
-    theirs = f"llama.cpp's {contract['gguf_architecture']!r}"
-    out = []
-    fixed = contract.get("gguf_norm_topk_prob", architecture.norm_topk_prob)
-    # All of them chosen: their weights sum to one anyway.
-    some = architecture.num_experts_per_tok < architecture.num_experts
-    if architecture.norm_topk_prob != fixed and some:
-        out.append(
-            f"norm_topk_prob is {architecture.norm_topk_prob}, and {theirs} always computes as if "
-            f"it were {fixed}: every token's chosen experts would have other weights"
-        )
-    if "dense_layers" in contract.get("gguf_lacks", []) and architecture.dense_layers:
-        shown = ", ".join(map(str, architecture.dense_layers[:8]))
-        out.append(
-            f"layers {shown} are dense, without experts, and {theirs} has experts in every layer: "
-            "it would not load the file at all"
-        )
-    return out
 
 
 def tensor_specs(architecture: Architecture) -> list[TensorSpec]:

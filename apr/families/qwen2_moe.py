@@ -13,6 +13,7 @@ from typing import Any
 from apr.architecture import Architecture
 from apr.errors import StrPath
 from apr.families import dense, experts
+from apr.families.obstacles import Obstacle
 
 # Qwen2MoeConfig's. The weights of the chosen experts sum to one only where the config says so.
 _DEFAULTS = {
@@ -71,3 +72,8 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
         **experts.to_gguf(architecture),
         "expert_shared_feed_forward_length": architecture.shared_expert_intermediate_size,
     }
+
+
+def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
+    """See `experts.gguf_obstacles`."""
+    return experts.gguf_obstacles(architecture, "qwen2moe", norm_topk_prob=False)

@@ -12,6 +12,7 @@ from typing import Any
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
 from apr.families import dense, experts
+from apr.families.obstacles import Obstacle
 
 # Qwen3MoeConfig's. The released models all say true for norm_topk_prob; absent it is false.
 _DEFAULTS = {
@@ -72,3 +73,8 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
 def to_gguf(architecture: Architecture) -> dict[str, Any]:
     """The GGUF metadata (keys without the prefix)."""
     return {**dense.to_gguf(architecture), **experts.to_gguf(architecture)}
+
+
+def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
+    """See `experts.gguf_obstacles`."""
+    return experts.gguf_obstacles(architecture, "qwen3moe", norm_topk_prob=True)

@@ -336,7 +336,9 @@ def gguf_form(scaling: Mapping[str, Any] | None, family: str) -> str | None:
     tensor = None if "rope_freqs" in lacks else "tensor"
     forms = {
         "linear": "keys",
-        "yarn": "keys" if _plain(scaling) else tensor,
+        # Without a tensor its own yarn is all that there is; where that computes something else,
+        # it is an obstacle.
+        "yarn": "keys" if _plain(scaling) else tensor or "keys",
         "llama3": tensor,
         "longrope": None if "rope_factors" in lacks else "factors",
     }
@@ -356,6 +358,8 @@ def _keys(scaling: Mapping[str, Any], family: str, context: int, latent: bool) -
     """llama.cpp's keys for a scaling, without the prefix."""
     form, kind = gguf_form(scaling, family), scaling["rope_type"]
     factor = rope.attention_factor(scaling, context)
+    if form is None and kind == "yarn":
+        form = "keys"  # as near as an inexact export comes
     out: dict[str, Any] = {}
     if form == "keys":
         out = {_TYPE: kind, _FACTOR: float(scaling["factor"])}
@@ -429,39 +433,62 @@ def gguf_tensors(architecture: Architecture) -> dict[str, list[float]]:
     return {rope.TENSOR: divisors} if form == "tensor" and divisors is not None else {}
 
 
-def gguf_obstacles(architecture: Architecture) -> list[str]:
-    """What about the rotary embedding no GGUF of the family can say to llama.cpp: which property,
-    where it bites; a sentence each.
+def gguf_obstacles(
+    architecture: Architecture,
+) -> list[tuple[str, dict[str, Any] | None]]:
+    """What about the rotary embedding no GGUF of the family can say to llama.cpp: which property
+    and where it bites, a sentence each; and the fields that it computes instead, None where it
+    would not load the file.
     """
     scaling = architecture.rope_scaling
-    if scaling is None or gguf_form(scaling, architecture.family) is not None:
+    form = gguf_form(scaling, architecture.family)
+    if scaling is None:
         return []
     kind, context = scaling["rope_type"], architecture.max_position_embeddings
     name = contracts.load(f"families/{architecture.family}")["gguf_architecture"]
-    if kind == "dynamic":
-        return [
-            "its rotary scaling is 'dynamic', whose base grows with the sequence, and llama.cpp "
-            f"has no form for it: sequences longer than {context} tokens would give other logits"
-        ]
-    if kind == "longrope":
-        return [
-            f"its rotary scaling is 'longrope', and llama.cpp's {name!r} has no {rope.LONG} and "
-            f"{rope.SHORT}, the only form that GGUF has for it: it would not load the file at all"
-        ]
-    if kind == "yarn":
+    if kind == "yarn" and form == "keys":
         plain = {k: v for k, v in scaling.items() if not k.startswith("beta") and k != "truncate"}
         theta, width = architecture.rope_theta, architecture.rotary_dim
         ours, theirs = (rope.divisors(s, theta, width) or [] for s in (scaling, plain))
         most = max((abs(a / b - 1) for a, b in zip(ours, theirs, strict=True)), default=0.0)
         if not most:
             return []
-        return [
+        text = (
             "its rotary scaling is 'yarn' with "
             + ", ".join(f"{k} {scaling[k]}" for k in scaling if k not in plain)
             + f", and llama.cpp's {name!r} computes the ramp of the defaults, with frequencies up "
             f"to {most:.2%} off: logits at every position but the first would differ"
-        ]
-    return [
-        f"its rotary scaling is {kind!r}, and llama.cpp's {name!r} has no {rope.TENSOR}, the only "
+        )
+        return [(text, {"rope_scaling": plain})]
+    if form is not None:
+        return []
+    if kind == "dynamic":
+        text = (
+            "its rotary scaling is 'dynamic', whose base grows with the sequence, and llama.cpp "
+            f"has no form for it: sequences longer than {context} tokens would give other logits"
+        )
+        return [(text, {"rope_scaling": None})]
+    lacking = f"{rope.LONG} and {rope.SHORT}" if kind == "longrope" else rope.TENSOR
+    text = (
+        f"its rotary scaling is {kind!r}, and llama.cpp's {name!r} has no {lacking}, the only "
         "form that GGUF has for it: it would not load the file at all"
+    )
+    return [(text, None)]
+
+
+def gguf_caveats(architecture: Architecture) -> list[str]:
+    """What depends on how whoever has the GGUF loads it: the file is exact, a setting is not."""
+    scaling, context = architecture.rope_scaling, architecture.max_position_embeddings
+    if scaling is None or scaling["rope_type"] != "longrope":
+        return []
+    original = scaling[rope.POSITIONS]
+    if context <= original or scaling["long_factor"] == scaling["short_factor"]:
+        return []
+    pairs = zip(scaling["long_factor"], scaling["short_factor"], strict=True)
+    most = max(max(a / b, b / a) for a, b in pairs)
+    return [
+        f"rope_scaling 'longrope': llama.cpp takes the long factors where the context it is loaded "
+        f"with (rounded up to a multiple of 256) is longer than {original}, not where the text is; "
+        f"load it with at most {original // 256 * 256} for texts up to {original} tokens and with "
+        f"more for longer ones, or frequencies are up to {most:.3g} times off"
     ]

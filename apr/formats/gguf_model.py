@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 TOKENS = "tokenizer.ggml.tokens"
 TRAINING = "apr.training"  # our own key: the training record, as JSON
+INEXACT = "apr.inexact"  # ours: what an export with --allow-inexact left out, as JSON
 ROPE_SCALING = rotary.OWN_KEY  # ours too, as JSON
 # GGUF's general keys that have a name of their own in `.apr` metadata.
 GENERAL = {

@@ -19,6 +19,7 @@ EXPERTS = {
         "shared_expert_intermediate_size": 56,
     },
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2},
 }  # fmt: skip
 QWEN = [family for family in EXPERTS if family.startswith("qwen")]
 # Everything that the family's code in transformers reads.
@@ -28,11 +29,13 @@ COMPARED = (
     "rope_parameters", "hidden_act", "attention_bias", "tie_word_embeddings", "initializer_range",
     "sliding_window", "layer_types", "num_experts", "num_experts_per_tok", "norm_topk_prob",
     "moe_intermediate_size", "shared_expert_intermediate_size", "router_aux_loss_coef", "qkv_bias",
+    "swiglu_limit", "swiglu_alpha",
 )  # fmt: skip
 UNREAD = {
     "mixtral": ("norm_topk_prob", "qkv_bias", "attention_bias"),
     "qwen2_moe": ("attention_bias",),
     "qwen3_moe": ("qkv_bias",),
+    "gpt_oss": ("norm_topk_prob", "qkv_bias"),
 }
 
 
@@ -53,7 +56,6 @@ def read(family, **changes):
         {"num_key_value_heads": 8, "rope_theta": 5e5, "router_aux_loss_coef": 0.5},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rms_norm_eps": 1e-3},
         {"sliding_window": 16},
-        {"sliding_window": None},
         {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 3},
         {"norm_topk_prob": True, "qkv_bias": False, "attention_bias": True},
         {"mlp_only_layers": [0, 3]},
@@ -64,6 +66,10 @@ def read(family, **changes):
     ids=str,
 )
 def test_a_config_written_again_says_the_same_to_transformers(family, stated):
+    same_for_transformers(family, stated)
+
+
+def same_for_transformers(family, stated):
     first, second = (
         transformers.AutoConfig.for_model(**copy.deepcopy(config))
         for config in (
@@ -154,7 +160,7 @@ def test_sizes_of_experts_have_no_default(family):
             read(family, **{key: None})
 
 
-@pytest.mark.parametrize("family", EXPERTS)
+@pytest.mark.parametrize("family", ["mixtral", *QWEN])
 def test_an_activation_that_the_family_never_has_is_refused(family):
     from apr.architecture import check
 
@@ -170,3 +176,45 @@ def test_a_gguf_llama_with_experts_is_a_mixtral():
     assert family.from_gguf(fields, "x.gguf").num_experts == 4
     dense = {**fields, "expert_count": 0}
     assert families.by_gguf_architecture("llama", "x.gguf", dense) is families.by_name("llama")
+
+
+def test_a_gpt_oss_without_rotary_parameters_means_the_released_yarn():
+    assert read("gpt_oss").rope_scaling == {
+        "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+        "truncate": False, "original_max_position_embeddings": 4096,
+    }  # fmt: skip
+    assert read("gpt_oss").rope_theta == 150_000.0
+    assert read("gpt_oss", rope_theta=1e4, rope_scaling=None).rope_theta == 1e4
+    plain = {"rope_type": "default", "rope_theta": 1e4}
+    assert read("gpt_oss", rope_parameters=plain).rope_scaling is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"swiglu_alpha": 1.5}, "swiglu_alpha is 1.5"),
+        ({"sliding_window": None}, "sliding_window is null"),
+        ({"num_local_experts": None}, "num_experts"),
+    ],
+)
+def test_what_a_gpt_oss_cannot_be_is_refused(changes, message):
+    with pytest.raises(InvalidFormat, match=message):
+        read("gpt_oss", **changes)
+
+
+def test_the_sliding_layers_of_a_gpt_oss_may_be_stated():
+    same_for_transformers("gpt_oss", {"layer_types": ["full_attention", "sliding_attention"] * 2})
+
+
+def test_the_head_of_a_gpt_oss_is_64_wide_if_absent_and_shared_out_if_null():
+    assert read("gpt_oss").head_dim == 64
+    assert read("gpt_oss", head_dim=None).head_dim == 2
+
+
+def test_the_window_that_a_gguf_gpt_oss_states_hides_nothing_where_there_is_none():
+    """llama.cpp slides in every second layer, whatever the file says."""
+    module = families.by_name("gpt_oss")
+    full = read("gpt_oss", layer_types=["full_attention"] * 4, sliding_window=8)
+    assert module.to_gguf(full)["attention.sliding_window"] == 128
+    assert module.to_gguf(read("gpt_oss", sliding_window=8))["attention.sliding_window"] == 8
+    assert module.to_gguf(read("gpt_oss", sliding_window=200))["attention.sliding_window"] == 200
