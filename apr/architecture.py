@@ -291,12 +291,13 @@ def from_metadata(metadata: Mapping[str, Any], where: StrPath) -> Architecture:
         values[field.name] = value
     if wrong:
         raise InvalidFormat(where, "metadata has values of the wrong type: " + "; ".join(wrong))
+    out = Architecture(**values)
     # Here and not in `check` alone: nothing could be computed from it, not even wrongly.
-    scaling = values.get("rope_scaling")
-    problems = rope.problems(scaling) if scaling is not None else []
+    scaling = out.rope_scaling
+    problems = rope.problems(scaling, out.rotary_dim) if scaling is not None else []
     if problems:
         raise InvalidFormat(where, "; ".join(problems))
-    return Architecture(**values)
+    return out
 
 
 def _has_type(value: object, kind: str) -> bool:
@@ -334,10 +335,12 @@ def missing_keys(resolved: Mapping[str, Any]) -> list[str]:
     contract = contracts.load("metadata")
     family = resolved.get("architecture") or resolved.get("model_type")
     needless: list[str] = []
+    required = list(contract["required"])
     if family in contracts.names("families"):
         needless = contracts.load(f"families/{family}").get("not_required", [])
+        required += contracts.load(f"families/{family}").get("required", [])
     out = []
-    for key in contract["required"]:
+    for key in required:
         if key not in needless and resolved.get(key) is None:
             tried = contract["aliases"].get(key, [])
             out.append(key + (f" (also tried {', '.join(tried)})" if tried else ""))
@@ -390,7 +393,8 @@ def violations(architecture: Architecture) -> list[Violation]:
                 )
         elif "parameters" in rule:
             scaling = getattr(architecture, rule["scaling"])
-            found = rope.problems(scaling) if scaling is not None else []
+            width = architecture.rotary_dim
+            found = rope.problems(scaling, width) if scaling is not None else []
             out.extend(Violation(rule["id"], f"{text}: {rule['why']}") for text in found)
         elif "needs" in rule:
             key, needed = rule["needs"]
@@ -400,7 +404,7 @@ def violations(architecture: Architecture) -> list[Violation]:
         elif "at_most" in rule:
             key, bound = rule["at_most"]
             a, b = getattr(architecture, key), getattr(architecture, bound)
-            if a > b:
+            if a is not None and b is not None and a > b:
                 out.append(Violation(rule["id"], f"{key} {a} is above {bound} {b}: {rule['why']}"))
         elif getattr(architecture, rule["even"]) % 2:
             out.append(Violation(rule["id"], f"{rule['even']} is odd: {rule['why']}"))

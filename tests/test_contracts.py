@@ -17,10 +17,17 @@ SOUND = Architecture(
 )  # fmt: skip
 
 
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+# Sizes that a family needs beside those above.
+SIZES = {
+    "mixtral": {**EXPERTS, "intermediate_size": 48},
+}
+
+
 def sound(family: str) -> Architecture:
     """An architecture of the family that breaks no rule."""
     implied = contracts.load(f"families/{family}").get("implied", {})
-    return replace(SOUND, family=family, **implied)
+    return replace(SOUND, family=family, **{**implied, **SIZES.get(family, {})})
 
 
 def bounds():
@@ -62,7 +69,7 @@ CASES = [
     ("META-LAYER-TYPES", "qwen2", {"layer_types": ("local", "local"), "sliding_window": 8}),
     ("META-LAYER-WINDOW", "qwen2", {"layer_types": ("full_attention", "sliding_attention")}),
     ("META-ROPE-SCALING", "llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}),
-    ("META-ROPE-SCALING", "llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}),
+    ("META-ROPE-SCALING", "llama", {"rope_scaling": {"rope_type": "mrope", "factor": 8.0}}),
     ("LLAMA-HEADS", "llama", {"num_heads": 6}),
     ("GEMMA2-HEADS", "gemma2", {"num_heads": 6}),
     ("GEMMA3-HEADS", "gemma3_text", {"num_heads": 6}),
@@ -73,6 +80,8 @@ CASES = [
     ("META-VARIATION", "qwen2", {"mlp_bias": True}),
     ("META-VARIATION", "qwen3", {"qk_norm": False}),
     ("META-VARIATION", "mistral", {"layer_types": ("full_attention",) * 2}),
+    ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 64}),
+    ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 32}),
     ("META-MLP-TYPES", "llama", {"mlp_layer_types": ("dense",)}),
     ("META-EXPERT-WIDTH", "llama", {"num_experts": 4}),
     ("META-EXPERTS-CHOSEN", "llama", {"num_experts": 4, "num_experts_per_tok": 5}),

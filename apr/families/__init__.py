@@ -20,9 +20,11 @@ from importlib import import_module
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from apr import contracts, rope
+from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
+from apr.families import rotary
+from apr.families.obstacles import Obstacle, shared_obstacles
 
 if TYPE_CHECKING:
     from apr.tensors import Tensor
@@ -163,46 +165,23 @@ def as_opened_from_gguf(architecture: Architecture) -> Architecture:
     return out
 
 
-def gguf_obstacles(architecture: Architecture) -> list[str]:
-    """What this model does that no GGUF of its family can say to llama.cpp: which property, where
-    it bites, what to do; a sentence each, empty if nothing.
+def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
+    """What this model does that no GGUF of its family can say to llama.cpp; empty if nothing."""
+    own = getattr(by_name(architecture.family), "gguf_obstacles", None)
+    return shared_obstacles(architecture) + (own(architecture) if own else [])
+
+
+def copies_head(architecture: Architecture) -> bool:
+    """Whether a GGUF of this model holds its tied head as a second copy of the embedding, because
+    llama.cpp asks for one.
     """
-    contract = contracts.load(f"families/{architecture.family}")
-    lacks = contract.get("gguf_lacks", [])
-    out = []
-    window, context = architecture.shortest_window, architecture.max_position_embeddings
-    if "sliding_window" in lacks and window:
-        out.append(
-            f"sliding_window is {window} in a context of {context}, and llama.cpp's "
-            f"{contract['gguf_architecture']!r} computes full attention: prompts longer than "
-            f"{window} tokens would give other logits; with max_position_embeddings of at most "
-            f"{window} the export is exact"
-        )
-    if "attention_bias" in lacks and architecture.attention_bias:
-        out.append(
-            f"attention_bias is true, and llama.cpp's {contract['gguf_architecture']!r} has no "
-            "bias on attn_output: it would not load the file at all"
-        )
-    scaling = architecture.rope_scaling
-    if "rope_freqs" in lacks and scaling is not None and scaling["rope_type"] in rope.AS_TENSOR:
-        out.append(
-            f"its rotary scaling is {scaling['rope_type']!r}, and llama.cpp's "
-            f"{contract['gguf_architecture']!r} has no {rope.TENSOR}, the only form that "
-            "GGUF has for it: it would not load the file at all"
-        )
-    if "untied_head" in lacks and not architecture.tie_word_embeddings:
-        out.append(
-            f"tie_word_embeddings is false, and llama.cpp's {contract['gguf_architecture']!r} "
-            "always takes the embedding for its head: it would not load the file at all"
-        )
-    if "head_dim" in lacks and architecture.q_size != architecture.hidden_size:
-        out.append(
-            f"num_heads {architecture.num_heads} times head_dim {architecture.head_dim} is not "
-            f"hidden_size {architecture.hidden_size}, and llama.cpp's "
-            f"{contract['gguf_architecture']!r} has no head_dim of its own: it would not load the "
-            "file at all"
-        )
-    return out
+    lacks = contracts.load(f"families/{architecture.family}").get("gguf_lacks", [])
+    return architecture.tie_word_embeddings and "tied_head" in lacks
+
+
+def gguf_caveats(architecture: Architecture) -> list[str]:
+    """What whoever loads the GGUF must know to get the same logits; a sentence each."""
+    return rotary.gguf_caveats(architecture)
 
 
 def tensor_specs(architecture: Architecture) -> list[TensorSpec]:

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from apr import architecture as arch
-from apr import contracts, rope
+from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
+from apr.families import rotary
 
 # What an absent field means in every dense family (transformers' config classes agree).
 _COMMON: dict[str, Any] = {
@@ -27,7 +28,6 @@ _COMMON: dict[str, Any] = {
 _OWN = frozenset(
     {"attention_bias", "mlp_bias", "qkv_bias", "qk_norm", "sliding_window", "layer_types"}
 )
-_ROPE_THETA = 10_000.0  # transformers' and llama.cpp's default alike
 
 
 def from_hf(
@@ -37,6 +37,7 @@ def from_hf(
     *,
     defaults: Mapping[str, Any],
     read: Mapping[str, Any] | None = None,
+    rope: Mapping[str, Any] | None = None,
 ) -> Architecture:
     """The architecture that a `config.json` of a dense family describes.
 
@@ -46,6 +47,7 @@ def from_hf(
         family: whose config it is.
         defaults: what further absent fields mean in this family; names the fields of its own.
         read: values that the family has worked out itself; they replace the config's.
+        rope: what is the family's own in `rotary.from_hf`.
 
     Raises:
         InvalidFormat: a field without a published default is missing, or the rotary kind is not
@@ -60,54 +62,13 @@ def from_hf(
         values["num_key_value_heads"] = None  # stated as null: as many as there are query heads
     if values.get("num_key_value_heads") is None and not values.get("num_kv_heads"):
         values["num_key_value_heads"] = values.get("num_attention_heads")
-    values["rope_theta"], values["rope_scaling"] = _rope_from_hf(values, where, family)
+    values.update(rotary.from_hf(values, where, family, **(rope or {})))
     return arch.from_metadata({**values, **(read or {}), "architecture": family}, where)
-
-
-def _rope_from_hf(
-    config: Mapping[str, Any], where: StrPath, family: str
-) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling of the rotary embedding; the rotary object goes before the fields."""
-    found = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(found, Mapping):
-        raise InvalidFormat(where, f"the rotary parameters are {found!r}, not an object")
-    theta = found.get("rope_theta")
-    if theta is None:
-        theta = config.get("rope_theta", _ROPE_THETA)
-    kind = found.get("rope_type", found.get("type", "default"))
-    if kind == "default":
-        return float(theta), None
-    stated = dict(found)
-    # Some configs state it beside the object; there transformers lets it win.
-    if config.get("original_max_position_embeddings") is not None:
-        stated["original_max_position_embeddings"] = config["original_max_position_embeddings"]
-    if stated.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise InvalidFormat(
-            where, f"rotary scaling {kind!r} of a part of each head is not supported for {family}"
-        )
-    return float(theta), _scaling(kind, stated, where, family)
-
-
-def _scaling(
-    kind: object, stated: Mapping[str, Any], where: StrPath, family: str
-) -> dict[str, Any]:
-    """A `rope_scaling` with the parameters of its kind and no others."""
-    needed = rope.parameters(kind) if isinstance(kind, str) else None
-    if needed is None:
-        raise InvalidFormat(where, f"rotary scaling {kind!r} is not supported for {family} yet")
-    out = {"rope_type": kind, **{key: stated.get(key) for key in needed}}
-    problems = rope.problems(out)
-    if problems:
-        raise InvalidFormat(where, "; ".join(problems))
-    return out
 
 
 def to_hf(architecture: Architecture, **further: Any) -> dict[str, Any]:
     """The `config.json`, as transformers 4 and 5 both read it; `further` is the family's own."""
     contract = contracts.load(f"families/{architecture.family}")
-    scaling = dict(architecture.rope_scaling or {"rope_type": "default"})
-    # transformers 4 knows only this name for the object, and without it would not scale at all.
-    older = {"rope_scaling": scaling} if architecture.rope_scaling else {}
     return {
         "architectures": [contract["hf_architecture"]],
         "model_type": contract["hf_model_type"],
@@ -120,9 +81,7 @@ def to_hf(architecture: Architecture, **further: Any) -> dict[str, Any]:
         "vocab_size": architecture.vocab_size,
         "max_position_embeddings": architecture.max_position_embeddings,
         "rms_norm_eps": architecture.rms_norm_eps,
-        "rope_theta": architecture.rope_theta,
-        "rope_parameters": {**scaling, "rope_theta": architecture.rope_theta},
-        **older,
+        **rotary.to_hf(architecture),
         "hidden_act": architecture.hidden_act,
         "tie_word_embeddings": architecture.tie_word_embeddings,
         "initializer_range": architecture.initializer_range,
@@ -131,17 +90,21 @@ def to_hf(architecture: Architecture, **further: Any) -> dict[str, Any]:
 
 
 def from_gguf(
-    fields: Mapping[str, Any], where: StrPath, family: str, **further: Any
+    fields: Mapping[str, Any],
+    where: StrPath,
+    family: str,
+    *,
+    rope: Mapping[str, Any] | None = None,
+    **further: Any,
 ) -> Architecture:
     """Read GGUF metadata (keys without the prefix, plus `vocab_size` and `tie_word_embeddings` as
-    the reader found them in the tensors, and `rope_scaling` where our own key states it);
-    `further` is the family's own.
+    the reader found them in the tensors, and what `rotary.from_gguf` takes); `rope` is the
+    family's own there, `further` its other fields.
 
     Raises:
         InvalidFormat: a field is missing, a rotary scaling is not supported, or a window is set
             that llama.cpp does not compute.
     """
-    scaling = _rope_from_gguf(fields, where, family)
     context = fields.get("context_length")
     window = fields.get("attention.sliding_window")
     contract = contracts.load(f"families/{family}")
@@ -168,45 +131,15 @@ def from_gguf(
         "vocab_size": fields.get("vocab_size"),
         "max_position_embeddings": context,
         "rms_norm_eps": fields.get("attention.layer_norm_rms_epsilon"),
-        "rope_theta": float(fields.get("rope.freq_base", _ROPE_THETA)),
-        "rope_scaling": scaling,
+        **rotary.from_gguf(fields, where, family, **(rope or {})),
         "tie_word_embeddings": fields.get("tie_word_embeddings", False),
         **further,
     }
     return arch.from_metadata(values, where)
 
 
-def _rope_from_gguf(
-    fields: Mapping[str, Any], where: StrPath, family: str
-) -> dict[str, Any] | None:
-    """The scaling that llama.cpp's keys name, or else the one that our own key states for the
-    kinds that it knows only as a tensor.
-    """
-    kind = fields.get("rope.scaling.type", "none")
-    stated = fields.get("rope_scaling")
-    if kind not in ("none", "default"):
-        if kind in rope.AS_TENSOR:
-            raise InvalidFormat(where, f"rope.scaling.type is {kind!r}, which llama.cpp lacks")
-        if stated is not None:
-            raise InvalidFormat(where, f"both rope.scaling.type {kind!r} and apr.rope_scaling")
-        return _scaling(kind, {"factor": fields.get("rope.scaling.factor")}, where, family)
-    if stated is None:
-        return None
-    kind = stated.get("rope_type")
-    if kind not in rope.AS_TENSOR:
-        raise InvalidFormat(where, f"apr.rope_scaling states {kind!r}, which no tensor stands for")
-    return _scaling(kind, stated, where, family)
-
-
 def to_gguf(architecture: Architecture) -> dict[str, Any]:
     """The GGUF metadata (keys without the prefix)."""
-    scaling = architecture.rope_scaling
-    named: dict[str, Any] = {}
-    if scaling is not None and scaling["rope_type"] not in rope.AS_TENSOR:
-        named = {
-            "rope.scaling.type": scaling["rope_type"],
-            "rope.scaling.factor": float(scaling["factor"]),
-        }
     return {
         "context_length": architecture.max_position_embeddings,
         "embedding_length": architecture.hidden_size,
@@ -217,9 +150,7 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": architecture.rms_norm_eps,
         "attention.key_length": architecture.head_dim,
         "attention.value_length": architecture.head_dim,
-        "rope.dimension_count": architecture.head_dim,
-        "rope.freq_base": architecture.rope_theta,
-        **named,
+        **rotary.to_gguf(architecture),
         "vocab_size": architecture.vocab_size,
     }
 

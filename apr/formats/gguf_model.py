@@ -16,19 +16,22 @@ import numpy as np
 from apr import contracts, families, rope
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, ModelLoadError
+from apr.families import rotary
 from apr.formats import recipes
 from apr.formats.gguf_reader import GgufFile
 from apr.formats.gguf_statement import ARCHITECTURE, PlannedGguf, applied
 from apr.formats.opened import OpenedModel
+from apr.mapped import release
 from apr.tensors import Tensor
 
 if TYPE_CHECKING:
     from apr.tokenizer import Tokenizer
 
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 TOKENS = "tokenizer.ggml.tokens"
 TRAINING = "apr.training"  # our own key: the training record, as JSON
-# Ours too: kind and parameters of a rotary scaling that GGUF has only the divisors of, as JSON.
-ROPE_SCALING = "apr.rope_scaling"
+INEXACT = "apr.inexact"  # ours: what an export with --allow-inexact left out, as JSON
+ROPE_SCALING = rotary.OWN_KEY  # ours too, as JSON
 EXACT = "apr.exact."  # ours: then a tensor's name; the values that its sum with one has rounded
 # GGUF's general keys that have a name of their own in `.apr` metadata.
 GENERAL = {
@@ -84,17 +87,22 @@ def family_fields(file: GgufFile | PlannedGguf) -> dict[str, Any]:
             fields[key.removeprefix(prefix)] = (
                 shortest(value) if isinstance(value, float) else value
             )
-    embedding = file.tensors.get("token_embd.weight")
+    embedding = file.tensors.get(EMBEDDING)
     if embedding is not None and len(embedding.shape) == 2:
         fields["vocab_size"] = embedding.shape[0]
     elif TOKENS in file.fields:
         fields.setdefault("vocab_size", len(file.fields[TOKENS]))
     fields["tensors"] = frozenset(file.tensors)  # names, for what only they can tell
-    fields["tie_word_embeddings"] = "output.weight" not in file.tensors
+    fields["tie_word_embeddings"] = HEAD not in file.tensors
     fields["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
     fields["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
     if ROPE_SCALING in file.fields:
         fields["rope_scaling"] = _json_object(file, ROPE_SCALING)
+    fields["rotary_tensors"] = {
+        name: [shortest(value) for value in file.tensors[name].float32().ravel().tolist()]
+        for name in (rope.TENSOR, rope.LONG, rope.SHORT)
+        if name in file.tensors
+    }
     return fields
 
 
@@ -114,7 +122,7 @@ def check_token_list(file: GgufFile) -> None:
     Raises:
         ModelLoadError: the token list is not as long as the embedding has rows.
     """
-    embedding = file.tensors.get("token_embd.weight")
+    embedding = file.tensors.get(EMBEDDING)
     if embedding is None or len(embedding.shape) != 2 or TOKENS not in file.fields:
         return
     rows, listed = embedding.shape[0], file.fields.field(TOKENS).count
@@ -172,13 +180,35 @@ def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, T
     Raises:
         InvalidFormat: the divisors are missing or are others.
     """
-    scaling = architecture.rope_scaling
-    follows = scaling is not None and scaling["rope_type"] in rope.AS_TENSOR
-    if follows:
-        _check_divisors(file, architecture)
-    held = {n: t for n, t in file.tensors.items() if not (follows and n == rope.TENSOR)}
+    _check_divisors(file, architecture)
+    follows = set(rotary.gguf_tensors(architecture))
+    if architecture.rope_scaling is None:
+        follows = {rope.TENSOR}  # divisors of one, or the file would not have been opened
+    if families.copies_head(architecture) and HEAD in file.tensors:
+        _require_same_head(file)
+        follows.add(HEAD)
+    held = {name: t for name, t in file.tensors.items() if name not in follows}
     specs = families.tensor_specs(architecture)
     return recipes.canonical("gguf", specs, held, architecture, lambda n: _exact(file, n))
+
+
+def _require_same_head(file: GgufFile) -> None:
+    head, embedding = file.tensors[HEAD], file.tensors.get(EMBEDDING)
+    same = embedding is not None and embedding.dtype == head.dtype
+    if same and embedding is not None:
+        ours, theirs = head.raw(), embedding.raw()
+        step = 16 << 20
+        for start in range(0, ours.size, step):
+            first, second = ours[start : start + step], theirs[start : start + step]
+            same = same and np.array_equal(first, second)
+            release(first)
+            release(second)
+    if not same:
+        raise InvalidFormat(
+            file.path,
+            f"{ARCHITECTURE} ties the head to the embedding, but tensor {HEAD} differs from it",
+            "one of the two was changed; export the model again",
+        )
 
 
 def _exact(file: GgufFile, name: str) -> list[float] | None:
@@ -187,22 +217,20 @@ def _exact(file: GgufFile, name: str) -> list[float] | None:
 
 
 def _check_divisors(file: GgufFile, architecture: Architecture) -> None:
-    tensor = file.tensors.get(rope.TENSOR)
-    expected = rope.divisors(
-        architecture.rope_scaling, architecture.rope_theta, architecture.rotary_dim
-    )
-    if tensor is None or expected is None:
-        raise InvalidFormat(
-            file.path, f"{ROPE_SCALING} states a scaling, but tensor {rope.TENSOR} is missing"
-        )
-    if tensor.shape != (len(expected),) or not np.allclose(
-        tensor.float32(), expected, rtol=1e-5, atol=0.0
-    ):
-        raise InvalidFormat(
-            file.path,
-            f"tensor {rope.TENSOR} does not hold the divisors that {ROPE_SCALING} gives",
-            "one of the two was changed; export the model again",
-        )
+    for name, expected in rotary.gguf_tensors(architecture).items():
+        tensor = file.tensors.get(name)
+        if tensor is None:
+            raise InvalidFormat(
+                file.path, f"{ROPE_SCALING} states a scaling, but tensor {name} is missing"
+            )
+        if tensor.shape != (len(expected),) or not np.allclose(
+            tensor.float32(), expected, rtol=1e-5, atol=0.0
+        ):
+            raise InvalidFormat(
+                file.path,
+                f"tensor {name} does not hold the divisors that {ROPE_SCALING} gives",
+                "one of the two was changed; export the model again",
+            )
 
 
 def read_metadata(file: GgufFile) -> Mapping[str, Any]:

@@ -10,21 +10,25 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from apr import contracts, families, rope
+from apr import contracts, families
 from apr.architecture import Architecture
 from apr.atomic import atomic_file
 from apr.dtypes import DTYPES, DType
 from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
-from apr.families import TensorSpec
+from apr.families import TensorSpec, rotary
 from apr.formats import recipes
 from apr.formats.gguf_model import (
+    EMBEDDING,
     EXACT,
     GENERAL,
+    HEAD,
+    INEXACT,
     ROPE_SCALING,
     TRAINING,
     architecture_by_keys,
@@ -117,7 +121,7 @@ def gguf_tensors(
     if obstacles:
         raise GateFailed(
             model.path,
-            "cannot be exported to GGUF exactly: " + "; ".join(obstacles),
+            "cannot be exported to GGUF exactly: " + "; ".join(map(str, obstacles)),
             "write --format safetensors instead, which keeps it",
         )
     asked = requested_dtype(quantize, "gguf")
@@ -132,19 +136,19 @@ def gguf_tensors(
             return DTYPES["F32"]  # a rounded router would send tokens to other experts
         return chosen_dtype(tensor, asked, "gguf")
 
-    return recipes.write("gguf", specs, held, architecture, choose) + _rotary_divisors(architecture)
+    out = recipes.write("gguf", specs, held, architecture, choose)
+    if families.copies_head(architecture):
+        embedding = next(tensor for tensor in out if tensor.name == EMBEDDING)
+        out.append(replace(embedding, name=HEAD))
+    return out + _rotary_divisors(architecture)
 
 
 def _rotary_divisors(architecture: Architecture) -> list[Tensor]:
-    """The tensor that stands for a scaling which llama.cpp does not know by name, if there is one.
-
-    Source: llama.cpp's convert_hf_to_gguf.py (`generate_extra_tensors` of its Llama).
-    """
-    scaling = architecture.rope_scaling
-    if scaling is None or scaling["rope_type"] not in rope.AS_TENSOR:
-        return []
-    divisors = rope.divisors(scaling, architecture.rope_theta, architecture.rotary_dim)
-    return [from_array(rope.TENSOR, np.array(divisors, dtype=np.float32))]
+    """The tensors that stand for a scaling which llama.cpp has no keys for, if there are any."""
+    return [
+        from_array(name, np.array(values, dtype=np.float32))
+        for name, values in rotary.gguf_tensors(architecture).items()
+    ]
 
 
 def gguf_fields(
@@ -169,9 +173,11 @@ def gguf_fields(
     family = families.by_name(architecture.family, model.path)
     for key, value in family.to_gguf(architecture).items():
         out[f"{prefix}.{key}"] = value
-    scaling = architecture.rope_scaling
-    if scaling is not None and scaling["rope_type"] in rope.AS_TENSOR:
-        out[ROPE_SCALING] = json.dumps(dict(scaling), separators=(",", ":"))
+    scaling = rotary.own_key(architecture)
+    if scaling is not None:
+        out[ROPE_SCALING] = json.dumps(scaling, separators=(",", ":"))
+    if model.metadata.get("inexact"):
+        out[INEXACT] = json.dumps(model.metadata["inexact"], ensure_ascii=False)
     lost = recipes.lost_by_adding(families.tensor_specs(architecture), model.tensors)
     out.update((EXACT + name, values) for name, values in lost.items())
     if model.training is not None:

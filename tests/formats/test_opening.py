@@ -165,10 +165,10 @@ def test_unknown_tensors_are_reported_not_dropped(three, tmp_path):
     from apr.tensors import from_array
 
     def change(_, tensors):
-        tensors["rope_freqs.weight"] = from_array("rope_freqs.weight", np.ones(8, np.float32))
+        tensors["rope_what.weight"] = from_array("rope_what.weight", np.ones(8, np.float32))
 
     model = open_model(rewritten(three["gguf"], tmp_path / "bad.gguf", change))
-    with pytest.raises(ModelLoadError, match="unexpected tensor rope_freqs"):
+    with pytest.raises(ModelLoadError, match="unexpected tensor rope_what"):
         model.check_tensors()
 
 
