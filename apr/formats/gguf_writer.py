@@ -22,7 +22,14 @@ from apr.dtypes import DTYPES, DType
 from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
 from apr.families import TensorSpec, rotary
 from apr.formats import recipes
-from apr.formats.gguf_model import GENERAL, INEXACT, ROPE_SCALING, TRAINING, architecture_by_keys
+from apr.formats.gguf_model import (
+    EXACT,
+    GENERAL,
+    INEXACT,
+    ROPE_SCALING,
+    TRAINING,
+    architecture_by_keys,
+)
 from apr.formats.gguf_reader import ARRAY, DEFAULT_ALIGNMENT, SCALARS, STRING
 from apr.formats.gguf_statement import PlannedGguf, statement
 from apr.formats.opened import OpenedModel
@@ -163,6 +170,8 @@ def gguf_fields(
     scaling = rotary.own_key(architecture)
     if scaling is not None:
         out[ROPE_SCALING] = json.dumps(scaling, separators=(",", ":"))
+    lost = recipes.lost_by_adding(families.tensor_specs(architecture), model.tensors)
+    out.update((EXACT + name, values) for name, values in lost.items())
     if model.metadata.get("inexact"):
         out[INEXACT] = json.dumps(model.metadata["inexact"], ensure_ascii=False)
     if model.training is not None:
