@@ -12,10 +12,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
-from apr.families.obstacles import Obstacle
 from apr.families import dense
+from apr.families.obstacles import Obstacle
 
 SOFTMAX, SIGMOID = 1, 2  # llama.cpp's expert_gating_func
 _LOG = "rope.scaling.yarn_log_multiplier"
@@ -376,7 +377,7 @@ def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
             Obstacle(
                 "group_score",
                 f"num_expert_groups is {groups}, {chosen} of them chosen by their best expert, and "
-                "llama.cpp's 'deepseek2' judges a group by the sum of its two best: tokens would go "
+                "llama.cpp's 'deepseek2' judges a group by the sum of its two best: tokens go "
                 "to other experts, at every position",
                 {"group_score": "top2"},
             )
