@@ -430,6 +430,11 @@ def violations(architecture: Architecture) -> list[Violation]:
                 out.append(
                     Violation(rule["id"], f"a dense layer follows a sparse one: {rule['why']}")
                 )
+        elif "equal" in rule:
+            first, second = rule["equal"]
+            a, b = getattr(architecture, first), getattr(architecture, second)
+            if a != b:
+                out.append(Violation(rule["id"], f"{first} {a} is not {second} {b}: {rule['why']}"))
         elif "at_most" in rule:
             key, bound = rule["at_most"]
             a, b = getattr(architecture, key), getattr(architecture, bound)

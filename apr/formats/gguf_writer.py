@@ -10,6 +10,7 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,7 @@ from apr.formats import recipes
 from apr.formats.gguf_model import (
     EXACT,
     GENERAL,
+    HEAD,
     INEXACT,
     ROPE_SCALING,
     TRAINING,
@@ -51,10 +53,20 @@ FILE_TYPES = {
     "Q4_K": 15,
     "Q5_K": 17,
     "Q6_K": 18,
+    "IQ2_XXS": 19,
+    "IQ2_XS": 20,
+    "IQ3_XXS": 23,
+    "IQ1_S": 24,
+    "IQ4_NL": 25,
+    "IQ3_S": 26,
+    "IQ2_S": 28,
+    "IQ4_XS": 30,
+    "IQ1_M": 31,
     "BF16": 32,
     "TQ1_0": 36,
     "TQ2_0": 37,
     "MXFP4": 38,
+    "NVFP4": 39,
 }
 _TYPE_IDS = {name: type_id for type_id, (name, _) in SCALARS.items()}
 
@@ -134,7 +146,10 @@ def gguf_tensors(
             return DTYPES["F32"]
         return chosen_dtype(tensor, asked, "gguf")
 
-    return recipes.write("gguf", specs, held, architecture, choose) + _rotary_divisors(architecture)
+    out = recipes.write("gguf", specs, held, architecture, choose)
+    if families.writes_tied_head(architecture):
+        out.append(replace(out[0], name=HEAD))  # the contract's first tensor is the embedding
+    return out + _rotary_divisors(architecture)
 
 
 def _rotary_divisors(architecture: Architecture) -> list[Tensor]:
@@ -228,6 +243,8 @@ def _value(key: str, value: Any) -> bytes:
     """A value with its type in front: numbers are u32, i32 or f32 unless they do not fit."""
     if isinstance(value, str):
         return struct.pack("<I", STRING) + _string(value)
+    if isinstance(value, bytes):  # an array of bytes
+        return struct.pack("<IIQ", ARRAY, _TYPE_IDS["u8"], len(value)) + value
     if isinstance(value, (list, tuple)):
         return struct.pack("<I", ARRAY) + _array(key, value)
     kind = _scalar_type(key, [value])

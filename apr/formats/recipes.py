@@ -29,7 +29,7 @@ Choose = Callable[[Tensor, TensorSpec], DType]
 # The true values of a tensor there that could not hold them, by its name; None where it could.
 Exact = Callable[[str], Sequence[float] | None]
 # Recipes that keep rows whole: they work on the bytes of every type with rows.
-_WHOLE_ROWS = frozenset({"plain", "heads", "stack"})
+_WHOLE_ROWS = frozenset({"plain", "squeezed", "heads", "stack"})
 
 
 def read(
@@ -51,6 +51,9 @@ def read(
     recipe = place.recipe
     if recipe == "plain":
         return first
+    if recipe == "squeezed":  # one row; there, a vector or a matrix of one row
+        one_row = first.shape in (spec.shape, spec.shape[1:])
+        return replace(first, shape=spec.shape) if one_row else first
     if recipe == "heads":
         fits = first.shape == spec.shape
         return permuted(first, place.count, place.width, to_gguf=False) if fits else first
@@ -224,6 +227,8 @@ def _whole_rows(
     dtype = choose(source, members[0])
     if first.recipe == "plain":
         return recoded(source, dtype)
+    if first.recipe == "squeezed":
+        return replace(recoded(source, dtype), shape=source.shape[1:])
     if source.dtype.header_bytes or source.dtype.name == "APR_Q4":  # no rows of their own
         return permuted(recoded(source, dtype), first.count, first.width, to_gguf=True)
     return recoded(permuted(source, first.count, first.width, to_gguf=True), dtype)
