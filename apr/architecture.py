@@ -340,12 +340,14 @@ def missing_keys(resolved: Mapping[str, Any]) -> list[str]:
     """Required keys that are absent, each with the names that were tried."""
     contract = contracts.load("metadata")
     family = resolved.get("architecture") or resolved.get("model_type")
-    own: Mapping[str, Any] = {}
+    needless: list[str] = []
+    required = list(contract["required"])
     if family in contracts.names("families"):
-        own = contracts.load(f"families/{family}")
+        needless = contracts.load(f"families/{family}").get("not_required", [])
+        required += contracts.load(f"families/{family}").get("required", [])
     out = []
-    for key in [*contract["required"], *own.get("required", [])]:
-        if key not in own.get("not_required", []) and resolved.get(key) is None:
+    for key in required:
+        if key not in needless and resolved.get(key) is None:
             tried = contract["aliases"].get(key, [])
             out.append(key + (f" (also tried {', '.join(tried)})" if tried else ""))
     return out
@@ -426,7 +428,7 @@ def violations(architecture: Architecture) -> list[Violation]:
         elif "at_most" in rule:
             key, bound = rule["at_most"]
             a, b = getattr(architecture, key), getattr(architecture, bound)
-            if a > b:
+            if a is not None and b is not None and a > b:
                 out.append(Violation(rule["id"], f"{key} {a} is above {bound} {b}: {rule['why']}"))
         elif getattr(architecture, rule["even"]) % 2:
             out.append(Violation(rule["id"], f"{rule['even']} is odd: {rule['why']}"))

@@ -55,6 +55,7 @@ class Case:
     name: str
     config: Mapping[str, Any]
     prompt: int = 48
+    first: int = 5  # tokens that a session begins with, before it goes on one by one
     gguf: bool = True
     gguf_refused: str | None = None
     gguf_bound: float = LLAMA_CPP
@@ -178,10 +179,11 @@ def _ours(case: Case, row: Row, source: Path, prompt: list[int], theirs: Any) ->
     logits = loaded.logits(prompt)
     row.ours = _far(logits, theirs)
     session = loaded.session()
-    steps = [session.prefill(prompt[:5])]
-    steps += [session.decode(i) for i in prompt[5:20]]
-    rest = session.prefill(prompt[20:])
-    row.cached = max(_far(np.stack(steps), logits[4:20]), _far(rest, logits[-1]))
+    first, last = case.first, case.first + 15
+    steps = [session.prefill(prompt[:first])]
+    steps += [session.decode(i) for i in prompt[first:last]]
+    rest = session.prefill(prompt[last:])
+    row.cached = max(_far(np.stack(steps), logits[first - 1 : last]), _far(rest, logits[-1]))
     if not row.ours <= OURS:
         row.problems.append(f"ours differs from transformers by {row.ours:.1e}")
     if not row.cached <= OURS:

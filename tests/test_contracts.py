@@ -24,14 +24,18 @@ LATENT = {
     "moe_intermediate_size": 48, "num_shared_experts": 1, "shared_expert_intermediate_size": 48,
     "mlp_layer_types": ("dense", "sparse"),
 }  # fmt: skip
-# What a family cannot be without, beside what every model has.
-NEEDED = dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), LATENT)
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+# Sizes that a family needs beside those above.
+SIZES = {
+    "mixtral": {**EXPERTS, "intermediate_size": 48},
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), LATENT),
+}
 
 
 def sound(family: str) -> Architecture:
     """An architecture of the family that breaks no rule."""
     implied = contracts.load(f"families/{family}").get("implied", {})
-    return replace(SOUND, family=family, **{**implied, **NEEDED.get(family, {})})
+    return replace(SOUND, family=family, **{**implied, **SIZES.get(family, {})})
 
 
 def bounds():
@@ -81,6 +85,8 @@ CASES = [
     ("META-VARIATION", "qwen2", {"mlp_bias": True}),
     ("META-VARIATION", "qwen3", {"qk_norm": False}),
     ("META-VARIATION", "mistral", {"layer_types": ("full_attention",) * 2}),
+    ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 64}),
+    ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 32}),
     ("META-MLP-TYPES", "llama", {"mlp_layer_types": ("dense",)}),
     ("META-EXPERT-WIDTH", "llama", {"num_experts": 4}),
     ("META-EXPERTS-CHOSEN", "llama", {"num_experts": 4, "num_experts_per_tok": 5}),

@@ -24,6 +24,11 @@ def export(
     ),
     shard_size: str = typer.Option("5GB", "--shard-size", help="Largest safetensors file."),
     threads: int | None = typer.Option(None, "--threads", help="CPU threads of the proof."),
+    allow_inexact: bool = typer.Option(
+        False,
+        "--allow-inexact",
+        help="Write a GGUF although llama.cpp lacks a property of the model; recorded in it.",
+    ),
     as_json: bool = typer.Option(False, "--json", help="The proof as JSON on stdout."),
 ) -> None:
     """Write GGUF or a Hugging Face folder, open it again, and prove that it is the same model."""
@@ -41,6 +46,7 @@ def export(
             peers=not no_peers,
             shard_bytes=bytes_of(shard_size),
             threads=threads,
+            allow_inexact=allow_inexact,
             on_write=watch.wrote,
             on_check=watch.checked,
         )

@@ -71,6 +71,11 @@ def show(report: ExportReport, *, as_json: bool) -> None:
     print(f"  {report.output}")
     print(f"    {report.format}, {report.size_bytes / 1e6:,.1f} MB, tensors {types}")
     print(f"    written in {report.write_seconds:.2f} s ({speed:,.0f} MB/s, flushed to disk)\n")
+    if report.inexact:
+        print("  INEXACT, as allowed; the proof is about the model without it")
+        for entry in report.inexact:
+            print(f"    {entry['text']}")
+        print()
     print("  Proof")
     width = max(len(check.id) for check in report.checks)
     for check in report.checks:

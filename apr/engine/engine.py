@@ -66,6 +66,7 @@ class Session:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._ids: list[int] = []
         self._cache = KVCache(engine.architecture, 1, device=engine.device, dtype=engine.dtype)
 
     @property
@@ -79,7 +80,12 @@ class Session:
         Raises:
             InferenceError: no ids, ids outside the vocabulary, or the context is exceeded.
         """
-        last: Logits = self._engine.run(ids, self._cache, last=1)[-1]
+        pending = list(ids)
+        if self._engine.forgets(self.length, len(pending)):
+            pending = self._ids + pending
+            self._cache.length = 0
+        last: Logits = self._engine.run(pending, self._cache, last=1)[-1]
+        self._ids += ids
         return last
 
     def decode(self, token_id: int) -> Logits:
@@ -116,6 +122,13 @@ class Engine:
             InferenceError: no ids, ids outside the vocabulary, or more than the context.
         """
         return self.run(ids, None, last=last)
+
+    def forgets(self, past: int, new: int) -> bool:
+        """Whether `past` positions must be computed anew with `new` further ones: where phi3's
+        other rotary factors set in, as transformers does (`Rotary.stale`).
+        """
+        rotary = self._decoder.rotary
+        return rotary is not None and rotary.stale(past, past + new)
 
     def session(self) -> Session:
         """A new, empty sequence."""

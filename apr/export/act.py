@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from apr import receipt
 from apr.atomic import atomic_directory, atomic_file, sync_file
@@ -40,6 +41,7 @@ def write_proven(
     prove: bool = True,
     checks: Sequence[Check] = (),
     source_checksum: str | None = None,
+    inexact: Sequence[dict[str, Any]] = (),
     on_check: Callable[[Check], None] | None = None,
 ) -> ExportReport:
     """Write an output under a temporary name, prove it, and rename it into place.
@@ -54,6 +56,7 @@ def write_proven(
         prove: False only for measuring: no check, and no proof file.
         checks: what was asked of the source already.
         source_checksum: of the source's file, where it has one.
+        inexact: what the output leaves out knowingly; the proof is then about the rest.
         on_check: called after each check.
 
     Raises:
@@ -90,6 +93,7 @@ def write_proven(
             checks=tuple(done),
             receipt=receipt.receipt("cpu"),
             source_checksum=source_checksum,
+            inexact=tuple(inexact),
         )
         if report.failures:
             raise GateFailed(

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from apr import families
 from apr.errors import AprError
 from apr.export import comparison, peers, samples
 from apr.export.report import Check, Outcome, failed, passed, skipped, timed
@@ -110,14 +111,15 @@ class Proof:
     @cached_property
     def source_logits(self) -> Float32:
         """Our engine on the source, at the end of the prompt, `[compared, vocab]`."""
-        return self._logits(self.source)
+        return self.logits_of(self.source)
 
     @cached_property
     def written_logits(self) -> Float32:
         """Our engine on the output, at the end of the prompt, `[compared, vocab]`."""
-        return self._logits(self.written)
+        return self.logits_of(self.written)
 
-    def _logits(self, model: OpenedModel) -> Float32:
+    def logits_of(self, model: OpenedModel) -> Float32:
+        """Our engine on any model, at the end of this proof's prompt, `[compared, vocab]`."""
         from apr import engine
 
         # One model in memory at a time: weights are views of the file's pages where their type
@@ -196,7 +198,12 @@ class Proof:
             else rules["same_weights"]
         )
         out = comparison.logits(self.source_logits, self.written_logits, bound)
-        return Outcome(out.verdict, f"{out.message} ({self.precision})", out.figures)
+        message, figures = f"{out.message} ({self.precision})", out.figures
+        caveats = families.gguf_caveats(self.source.architecture) if self.format == "gguf" else []
+        if caveats:  # of the loader's settings, which no file can make
+            message = "; ".join([message, *(f"note: {caveat}" for caveat in caveats)])
+            figures = {**figures, "caveats": caveats}
+        return Outcome(out.verdict, message, figures)
 
     # -- peers ----------------------------------------------------------------------------------
 

@@ -66,7 +66,9 @@ class ExportReport:
     """What was written and how it was proven.
 
     `dtypes` counts the tensors of the output by storage type, `tensor_dtypes` names each one's.
-    Sizes are bytes, times seconds; `write_seconds` covers conversion, writing and flushing to disk.
+    `inexact` is what was left out with --allow-inexact, each with its figures: the checks are about
+    the model without it. Sizes are bytes, times seconds; `write_seconds` covers conversion, writing
+    and flushing to disk.
     """
 
     source: Path
@@ -81,6 +83,7 @@ class ExportReport:
     checks: tuple[Check, ...]
     receipt: dict[str, Any]
     source_checksum: str | None = None
+    inexact: tuple[dict[str, Any], ...] = ()
 
     @property
     def failures(self) -> list[Check]:
@@ -100,6 +103,7 @@ class ExportReport:
             "write_seconds": round(self.write_seconds, 3),
             "proof_seconds": round(self.proof_seconds, 3),
             "passed": not self.failures,
+            "inexact": list(self.inexact),
             "executed": sum(c.outcome.verdict != "skip" for c in self.checks),
             "skipped": sum(c.outcome.verdict == "skip" for c in self.checks),
             "checks": [c.to_json() for c in self.checks],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from apr import architecture as arch
 from apr.atomic import refuse_existing
 from apr.errors import StorageError, StrPath, UsageError
 from apr.export.act import check_integrity, proof_path, write_proven
+from apr.export.inexact import as_llama_cpp_computes
 from apr.export.proof import Proof
 from apr.export.report import Check, ExportReport
 from apr.formats import open_model
@@ -31,6 +33,7 @@ def export(
     prove: bool = True,
     shard_bytes: int = SHARD_BYTES,
     threads: int | None = None,
+    allow_inexact: bool = False,
     on_write: Progress | None = None,
     on_check: Callable[[Check], None] | None = None,
 ) -> ExportReport:
@@ -50,6 +53,8 @@ def export(
         prove: False only for measuring: the writing alone, no check, and no proof file.
         shard_bytes: safetensors beyond this go into several files.
         threads: CPU threads for logits and peers.
+        allow_inexact: write a GGUF although llama.cpp computes something else from it; what, and by
+            how much, stands in the report and in the file (`apr.inexact`).
         on_write: called with the bytes written since the last call.
         on_check: called after each check.
 
@@ -57,7 +62,8 @@ def export(
         UsageError: a format, type or output name that does not fit.
         NotFound, InvalidFormat, CorruptFile: the source cannot be opened, or is damaged.
         ModelLoadError: the source lacks tokenizer or tensors.
-        GateFailed: llama.cpp cannot express a property of the model; nothing was written.
+        GateFailed: llama.cpp cannot express a property of the model, and that is not allowed (or
+            it would not load the file); nothing was written.
         FeatureUnavailable: GGUF has no name for what its tokenizer does.
         GateFailed: the proof failed; nothing was put into place.
         StorageError: the output exists (and not `force`), or cannot be written.
@@ -72,6 +78,9 @@ def export(
     if on_check is not None:
         on_check(integrity)
     kind = FORMATS[format]
+    inexact: list[dict[str, Any]] = []
+    if kind == "gguf":
+        source, inexact = as_llama_cpp_computes(source, allowed=allow_inexact, threads=threads)
     # Refuses types and pre-tokenizers that cannot be written, before anything is.
     planned = gguf_tensors(source, quantize) if kind == "gguf" else hf_tensors(source, quantize)[0]
 
@@ -98,6 +107,7 @@ def export(
         prove=prove,
         checks=[integrity],
         source_checksum=checksum,
+        inexact=inexact,
         on_check=on_check,
     )
 

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
-from apr.families import latent, rotary
+from apr.families import rotary
+from apr.families.obstacles import Obstacle, shared_obstacles
 
 if TYPE_CHECKING:
     from apr.tensors import Tensor
@@ -162,37 +163,10 @@ def as_opened_from_gguf(architecture: Architecture) -> Architecture:
     return out
 
 
-def gguf_obstacles(architecture: Architecture) -> list[str]:
-    """What this model does that no GGUF of its family can say to llama.cpp: which property, where
-    it bites, what to do; a sentence each, empty if nothing.
-    """
-    contract = contracts.load(f"families/{architecture.family}")
-    lacks = contract.get("gguf_lacks", [])
-    out = []
-    window, context = architecture.shortest_window, architecture.max_position_embeddings
-    if "sliding_window" in lacks and window:
-        out.append(
-            f"sliding_window is {window} in a context of {context}, and llama.cpp's "
-            f"{contract['gguf_architecture']!r} computes full attention: prompts longer than "
-            f"{window} tokens would give other logits; with max_position_embeddings of at most "
-            f"{window} the export is exact"
-        )
-    for key, where in (("attention_bias", "attn_output"), ("mlp_bias", "ffn_down")):
-        if key in lacks and getattr(architecture, key):
-            out.append(
-                f"{key} is true, and llama.cpp's {contract['gguf_architecture']!r} has no "
-                f"bias on {where}: it would not load the file at all"
-            )
-    if "head_dim" in lacks and architecture.q_size != architecture.hidden_size:
-        out.append(
-            f"num_heads {architecture.num_heads} times head_dim {architecture.head_dim} is not "
-            f"hidden_size {architecture.hidden_size}, and llama.cpp's "
-            f"{contract['gguf_architecture']!r} has no head_dim of its own: it would not load the "
-            "file at all"
-        )
-    if architecture.is_mla:
-        out += latent.gguf_obstacles(architecture, lacks)
-    return out + rotary.gguf_obstacles(architecture)
+def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
+    """What this model does that no GGUF of its family can say to llama.cpp; empty if nothing."""
+    own = getattr(by_name(architecture.family), "gguf_obstacles", None)
+    return shared_obstacles(architecture) + (own(architecture) if own else [])
 
 
 def gguf_caveats(architecture: Architecture) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
 from apr.families import latent
+from apr.families.obstacles import Obstacle
 
 # DeepseekV2Config's defaults; it has none of use for num_experts_per_tok (null).
 _DEFAULTS = {
@@ -107,3 +108,8 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
     are left out; others are an obstacle.
     """
     return {**latent.to_gguf(architecture), "expert_group_count": 1, "expert_group_used_count": 1}
+
+
+def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
+    """What llama.cpp's `deepseek2` does not compute."""
+    return latent.gguf_obstacles(architecture)

@@ -15,6 +15,7 @@ from typing import Any
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
 from apr.families import dense
+from apr.families.obstacles import Obstacle
 
 SOFTMAX, SIGMOID = 1, 2  # llama.cpp's expert_gating_func
 _LOG = "rope.scaling.yarn_log_multiplier"
@@ -345,33 +346,38 @@ def _linear_key(scaling: Mapping[str, Any] | None) -> dict[str, float]:
     return {_LOG: (1 / (1 + 0.1 * log) - 1) / log}
 
 
-def gguf_obstacles(architecture: Architecture, lacks: Sequence[str]) -> list[str]:
-    """What this model does that llama.cpp's `deepseek2` does not; a sentence each.
-
-    Args:
-        architecture: of the model.
-        lacks: the contract's `gguf_lacks`.
-    """
+def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
+    """What this model does that llama.cpp's `deepseek2` does not, beside what the contract says."""
     out = []
     layers, vocab = architecture.num_layers, architecture.vocab_size
     lite = layers in (26, 27) or (layers == 48 and vocab == 128256)
     if lite and architecture.q_lora_rank is not None:
         out.append(
-            f"q_lora_rank is {architecture.q_lora_rank} in a model of {layers} layers, which "
-            "llama.cpp's 'deepseek2' takes for one with a plain q_proj: it would not load the file "
-            "at all"
+            Obstacle(
+                "q_lora_rank",
+                f"q_lora_rank is {architecture.q_lora_rank} in a model of {layers} layers, which "
+                "llama.cpp's 'deepseek2' takes for one with a plain q_proj: it would not load the "
+                "file at all",
+            )
         )
     kinds = list(architecture.mlp_layer_types or ())
     if kinds != sorted(kinds):
         out.append(
-            "mlp_layer_types has a dense layer after a sparse one, and llama.cpp's 'deepseek2' "
-            "counts the dense layers at the beginning alone: it would not load the file at all"
+            Obstacle(
+                "mlp_layer_types",
+                "mlp_layer_types has a dense layer after a sparse one, and llama.cpp's 'deepseek2' "
+                "counts the dense layers at the beginning alone: it would not load the file at all",
+            )
         )
     groups, chosen = architecture.num_expert_groups, architecture.topk_groups
-    if "group_max" in lacks and chosen < groups:
+    if architecture.group_score == "max" and chosen < groups:
         out.append(
-            f"num_expert_groups is {groups}, {chosen} of them chosen by their best expert, and "
-            "llama.cpp's 'deepseek2' judges a group by the sum of its two best: tokens would go to "
-            "other experts, at every position"
+            Obstacle(
+                "num_expert_groups",
+                f"num_expert_groups is {groups}, {chosen} of them chosen by their best expert, and "
+                "llama.cpp's 'deepseek2' judges a group by the sum of its two best: tokens would "
+                "go to other experts, at every position",
+                {"group_score": "top2"},
+            )
         )
     return out

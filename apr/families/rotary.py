@@ -356,6 +356,8 @@ def _keys(scaling: Mapping[str, Any], family: str, context: int, latent: bool) -
     """llama.cpp's keys for a scaling, without the prefix."""
     form, kind = gguf_form(scaling, family), scaling["rope_type"]
     factor = rope.attention_factor(scaling, context)
+    if form is None and kind == "yarn":
+        form = "keys"  # as near as an inexact export comes
     out: dict[str, Any] = {}
     if form == "keys":
         out = {_TYPE: kind, _FACTOR: float(scaling["factor"])}

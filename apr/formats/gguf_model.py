@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TOKENS = "tokenizer.ggml.tokens"
 TRAINING = "apr.training"  # our own key: the training record, as JSON
+INEXACT = "apr.inexact"  # ours: what an export with --allow-inexact left out, as JSON
 ROPE_SCALING = rotary.OWN_KEY  # ours too, as JSON
 # GGUF's general keys that have a name of their own in `.apr` metadata.
 GENERAL = {

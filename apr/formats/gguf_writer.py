@@ -22,7 +22,7 @@ from apr.dtypes import DTYPES, DType
 from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
 from apr.families import TensorSpec, rotary
 from apr.formats import recipes
-from apr.formats.gguf_model import GENERAL, ROPE_SCALING, TRAINING, architecture_by_keys
+from apr.formats.gguf_model import GENERAL, INEXACT, ROPE_SCALING, TRAINING, architecture_by_keys
 from apr.formats.gguf_reader import ARRAY, DEFAULT_ALIGNMENT, SCALARS, STRING
 from apr.formats.gguf_statement import PlannedGguf, statement
 from apr.formats.opened import OpenedModel
@@ -111,7 +111,7 @@ def gguf_tensors(
     if obstacles:
         raise GateFailed(
             model.path,
-            "cannot be exported to GGUF exactly: " + "; ".join(obstacles),
+            "cannot be exported to GGUF exactly: " + "; ".join(map(str, obstacles)),
             "write --format safetensors instead, which keeps it",
         )
     asked = requested_dtype(quantize, "gguf")
@@ -162,6 +162,8 @@ def gguf_fields(
     scaling = rotary.own_key(architecture)
     if scaling is not None:
         out[ROPE_SCALING] = json.dumps(scaling, separators=(",", ":"))
+    if model.metadata.get("inexact"):
+        out[INEXACT] = json.dumps(model.metadata["inexact"], ensure_ascii=False)
     if model.training is not None:
         out[TRAINING] = json.dumps(model.training, ensure_ascii=False, separators=(",", ":"))
     tokenizer = model.require_tokenizer()

@@ -142,7 +142,7 @@ def export_readiness(subject: Subject, limits: Limits) -> Finding:
     specs = families.tensor_specs(model.architecture)
     missing += [f"tensor {s.name}" for s in specs if s.name not in model.tensors]
     # A property that llama.cpp lacks is no fault of the model: the folder can still be written.
-    obstacles = families.gguf_obstacles(model.architecture)
+    obstacles = [o.text for o in families.gguf_obstacles(model.architecture)]
     caveat = f"; only as a Hugging Face folder: {'; '.join(obstacles)}" if obstacles else ""
     return Finding(
         not missing,

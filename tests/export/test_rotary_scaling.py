@@ -138,8 +138,14 @@ def test_llama_cpp_chooses_the_factors_of_longrope_by_the_context_it_is_loaded_w
     for opened, alike in ((source, False), (swapped, True)):
         ours = engine.load(opened, device="cpu", dtype="float32", threads=1).logits(prompt)
         assert (np.abs(ours - answer.logits).max() < 1e-5) == alike
-    (caveat,) = families.gguf_caveats(source.architecture)
-    assert "255" in caveat and "rope_scaling 'longrope'" in caveat
+
+
+def test_the_proof_says_that_llama_cpps_choice_of_longrope_factors_is_the_loaders(tmp_path):
+    path = model(tmp_path, "llama", longrope(255), max_position_embeddings=512)
+    report = export(path, tmp_path / "m.gguf", format="gguf", peers=False)
+    (found,) = (c.outcome for c in report.checks if "caveats" in c.outcome.figures)
+    assert "rope_scaling 'longrope'" in found.message and "longer than 255" in found.message
+    assert not families.gguf_caveats(replace(open_model(path).architecture, rope_scaling=None))
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,12 @@ SCALINGS = [
         "rope_type": "llama3", "factor": 8, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
     },
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
 ]  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.5],
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -116,7 +121,7 @@ def test_scaling_is_read_under_old_and_new_names(family, scaling):
     assert found.rope_scaling == scaling and found.rope_theta == 5e5
 
 
-@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: s["rope_type"])
+@pytest.mark.parametrize("scaling", [*SCALINGS, LONGROPE], ids=lambda s: s["rope_type"])
 def test_each_missing_or_useless_parameter_of_a_scaling_is_named(scaling):
     for key in scaling.keys() - {"rope_type"}:
         with pytest.raises(InvalidFormat, match=f"lacks {key}"):
@@ -126,9 +131,37 @@ def test_each_missing_or_useless_parameter_of_a_scaling_is_named(scaling):
                 read("llama", rope_scaling={**scaling, key: value})
 
 
+@pytest.mark.parametrize(
+    "further",
+    [
+        {"attention_factor": 0.0}, {"beta_fast": 0}, {"beta_slow": "1"}, {"mscale": -0.1},
+        {"truncate": 1}, {"beta_fast": 1, "beta_slow": 2}, {"mscale_all_dim": float("inf")},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_optional_parameter_is_kept_or_refused_never_filled_in(further):
+    yarn = SCALINGS[2]
+    assert read("llama", rope_scaling={**yarn, "beta_fast": None}).rope_scaling == yarn
+    for sound in ({"truncate": False}, {"mscale": 0}, {"beta_fast": 8, "attention_factor": 2}):
+        assert read("llama", rope_scaling={**yarn, **sound}).rope_scaling == {**yarn, **sound}
+    with pytest.raises(InvalidFormat, match=f"{next(iter(further))} "):
+        read("llama", rope_scaling={**yarn, **further})
+
+
+def test_lists_of_longrope_have_a_factor_for_each_pair_and_su_is_its_old_name():
+    old = {**{k: v for k, v in LONGROPE.items() if k != "rope_type"}, "type": "su"}
+    assert read("llama", rope_scaling=old).rope_scaling == LONGROPE
+    for factors in ([1.0, 2.0], [], [0.0], ["1"]):
+        lists = {"short_factor": factors, "long_factor": factors}
+        with pytest.raises(InvalidFormat, match="long_factor .* not a list of numbers above 0"):
+            read("llama", rope_scaling={**LONGROPE, **lists})
+    with pytest.raises(InvalidFormat, match="fewer factors in one list"):
+        read("llama", rope_scaling={**LONGROPE, "long_factor": [1.0, 2.0]})
+
+
 def test_bands_of_llama3_that_do_not_follow_each_other_are_refused():
     with pytest.raises(InvalidFormat, match="high_freq_factor 1.0"):
-        read("llama", rope_scaling={**SCALINGS[-1], "high_freq_factor": 1.0})
+        read("llama", rope_scaling={**SCALINGS[1], "high_freq_factor": 1.0})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
