@@ -171,7 +171,8 @@ def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
 
 def gguf_caveats(architecture: Architecture) -> list[str]:
     """What whoever loads the GGUF must know to get the same logits; a sentence each."""
-    return rotary.gguf_caveats(architecture)
+    own = getattr(by_name(architecture.family), "gguf_caveats", None)
+    return rotary.gguf_caveats(architecture) + (own(architecture) if own else [])
 
 
 def tensor_specs(architecture: Architecture) -> list[TensorSpec]:

@@ -115,3 +115,8 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
 def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
     """What llama.cpp's `deepseek2` does not compute."""
     return latent.gguf_obstacles(architecture)
+
+
+def gguf_caveats(architecture: Architecture) -> list[str]:
+    """What llama.cpp's `deepseek2` computes nearly."""
+    return latent.gguf_caveats(architecture)

@@ -17,7 +17,7 @@ from apr import contracts, families, rope
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, ModelLoadError
 from apr.families import rotary
-from apr.formats import recipes
+from apr.formats import latent_scale, recipes
 from apr.formats.gguf_reader import GgufFile
 from apr.formats.gguf_statement import ARCHITECTURE, PlannedGguf, applied
 from apr.formats.opened import OpenedModel
@@ -182,7 +182,10 @@ def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, T
     if architecture.rope_scaling is None:
         follows = {rope.TENSOR}  # divisors of one, or the file would not have been opened
     held = {name: t for name, t in file.tensors.items() if name not in follows}
-    return recipes.canonical("gguf", families.tensor_specs(architecture), held, architecture)
+    specs = families.tensor_specs(architecture)
+    found = recipes.canonical("gguf", specs, held, architecture)
+    power = latent_scale.stated(file.fields, file.path)
+    return latent_scale.scaled(found, architecture, -power)
 
 
 def _check_divisors(file: GgufFile, architecture: Architecture) -> None:
