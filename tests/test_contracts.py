@@ -17,18 +17,19 @@ SOUND = Architecture(
 )  # fmt: skip
 
 
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 LATENT = {
-    "num_kv_heads": 4, "head_dim": 24, "q_lora_rank": 32, "kv_lora_rank": 32,
+    **EXPERTS, "num_kv_heads": 4, "head_dim": 24, "q_lora_rank": 32, "kv_lora_rank": 32,
     "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
-    "num_experts": 4, "num_experts_per_tok": 2,
-    "moe_intermediate_size": 48, "num_shared_experts": 1, "shared_expert_intermediate_size": 48,
+    "num_shared_experts": 1, "shared_expert_intermediate_size": 48,
     "mlp_layer_types": ("dense", "sparse"),
 }  # fmt: skip
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
-# Sizes that a family needs beside those above.
+# What a family cannot be without, beside what every model has.
 SIZES = {
+    "gpt2": {"num_kv_heads": 4, "rope_theta": None},
     "mixtral": {**EXPERTS, "intermediate_size": 48},
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), LATENT),
+    "olmoe": {**EXPERTS, "intermediate_size": 48},
 }
 
 
@@ -79,14 +80,26 @@ CASES = [
     ("META-ROPE-SCALING", "llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}),
     ("META-ROPE-SCALING", "llama", {"rope_scaling": {"rope_type": "mrope", "factor": 8.0}}),
     ("LLAMA-HEADS", "llama", {"num_heads": 6}),
+    ("GEMMA2-HEADS", "gemma2", {"num_heads": 6}),
+    ("GEMMA3-HEADS", "gemma3_text", {"num_heads": 6}),
+    ("META-VARIATION", "gemma2", {"norm_plus_one": False}),
     ("META-VARIATION", "llama", {"hidden_act": "gelu"}),
     ("META-VARIATION", "llama", {"sliding_window": 8}),
     ("META-VARIATION", "qwen2", {"qkv_bias": False}),
     ("META-VARIATION", "qwen2", {"mlp_bias": True}),
     ("META-VARIATION", "qwen3", {"qk_norm": False}),
     ("META-VARIATION", "mistral", {"layer_types": ("full_attention",) * 2}),
+    ("META-ACT", "gpt2", {"hidden_act": "gelu_fast"}),
+    ("META-VARIATION", "gpt2", {"position_embedding": "rotary"}),
+    ("GPT2-WIDTH", "gpt2", {"head_dim": 8}),
+    ("GPT2-KV", "gpt2", {"num_kv_heads": 2}),
+    ("GPT2-SCALE", "gpt2", {"query_pre_attn_scalar": 2.0}),
+    ("BITNET-WIDTH", "bitnet", {"head_dim": 8}),
+    ("STARCODER2-BIAS", "starcoder2", {"mlp_bias": True}),
     ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 64}),
     ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 32}),
+    ("OLMOE-WIDTH", "olmoe", {"head_dim": 8}),
+    ("OLMOE-EXPERT-WIDTH", "olmoe", {"intermediate_size": 64}),
     ("META-MLP-TYPES", "llama", {"mlp_layer_types": ("dense",)}),
     ("META-EXPERT-WIDTH", "llama", {"num_experts": 4}),
     ("META-EXPERTS-CHOSEN", "llama", {"num_experts": 4, "num_experts_per_tok": 5}),
@@ -116,6 +129,7 @@ def test_each_relation_can_fail(rule, family, change):
 def test_every_relation_and_choice_has_a_case_above():
     tested = {rule for rule, _, _ in CASES}
     stated = {r["id"] for r in contracts.load("metadata")["relations"]}
+    stated |= {r["id"] for r in contracts.load("metadata")["bounds"] if "one_of" in r}
     for family in families.known():
         contract = contracts.load(f"families/{family}")
         stated |= {r["id"] for r in contract.get("relations", [])}

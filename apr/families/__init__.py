@@ -14,7 +14,7 @@ Which tensors there are, their shapes and their names in both worlds is data:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from math import prod
@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
-from apr.families import rotary
-from apr.families.obstacles import Obstacle, shared_obstacles
+from apr.families import obstacles, rotary
+from apr.families.obstacles import Obstacle
 
 if TYPE_CHECKING:
     from apr.tensors import Tensor
@@ -68,7 +68,7 @@ class TensorSpec:
     """One tensor that a model of the family has, under its canonical name: that of the decoder and
     of `.apr` files.
 
-    `role`: embedding, norm, attention, feed_forward, expert, head.
+    `role`: embedding, positions, norm, attention, feed_forward, router, expert, head.
     """
 
     name: str
@@ -145,7 +145,11 @@ def by_hf_model_type(name: object, where: StrPath) -> Family:
     Raises:
         InvalidFormat: unknown; the message lists the known ones.
     """
-    table = {contracts.load(f"families/{f}")["hf_model_type"]: f for f in known()}
+    loaded = {f: contracts.load(f"families/{f}") for f in known()}
+    table = {contract["hf_model_type"]: f for f, contract in loaded.items()}
+    refused = {n: why for c in loaded.values() for n, why in c.get("hf_refuses", {}).items()}
+    if name in refused:
+        raise InvalidFormat(where, f"model_type {name!r} is {refused[name]}")
     if name not in table:
         raise InvalidFormat(where, f"unknown model_type {name!r}", f"known are {', '.join(table)}")
     return by_name(table[cast(str, name)], where)
@@ -166,7 +170,9 @@ def as_opened_from_gguf(architecture: Architecture) -> Architecture:
 def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
     """What this model does that no GGUF of its family can say to llama.cpp; empty if nothing."""
     own = getattr(by_name(architecture.family), "gguf_obstacles", None)
-    return shared_obstacles(architecture) + (own(architecture) if own else [])
+    out = obstacles.shared(architecture)
+    out += [Obstacle("rope_scaling", *found) for found in rotary.gguf_obstacles(architecture)]
+    return out + (own(architecture) if own else [])
 
 
 def gguf_caveats(architecture: Architecture) -> list[str]:
@@ -225,6 +231,24 @@ def _place(
     return Place(names, recipe, expert if shared else None, count, width)
 
 
+def hf_names(architecture: Architecture, names: Iterable[str]) -> dict[str, str]:
+    """The names of a folder's tensors as the contract has them, by the folder's own.
+
+    Where the contract gives an `hf_prefix`, a folder may leave it out, as one saved from the bare
+    model does; transformers loads it all the same.
+    """
+    held = list(names)
+    prefix = contracts.load(f"families/{architecture.family}").get("hf_prefix")
+    if prefix is None:
+        return {name: name for name in held}
+    expected = {name for spec in tensor_specs(architecture) for name in spec.hf.names}
+    taken = set(held)
+    return {
+        name: prefix + name if name not in expected and prefix + name in expected - taken else name
+        for name in held
+    }
+
+
 def ignored_hf_tensor(architecture: Architecture, name: str) -> bool:
     """Whether a Hugging Face tensor is one that the family's model does not use (a further
     prediction layer, a buffer that is computed): the contract's `hf_ignores`, regular expressions.
@@ -258,14 +282,14 @@ def tensor_problems(architecture: Architecture, tensors: Mapping[str, Tensor]) -
 def num_parameters(
     architecture: Architecture, *, embedding: bool = True, active: bool = False
 ) -> int:
-    """Number of parameters; without `embedding`, those outside the token embedding and head;
+    """Number of parameters; without `embedding`, those outside the embeddings and head;
     `active`: those that one token uses, of the experts only as many as it visits.
 
     A tied head is counted once. This is the N of the budget gate (docs/spec/training.md).
     """
     total = in_experts = 0
     for spec in tensor_specs(architecture):
-        if not embedding and spec.role in ("embedding", "head"):
+        if not embedding and spec.role in ("embedding", "positions", "head"):
             continue
         if spec.role == "expert":
             in_experts += prod(spec.shape)

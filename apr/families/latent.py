@@ -396,10 +396,10 @@ def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
     if architecture.group_score == "max" and chosen < groups:
         out.append(
             Obstacle(
-                "num_expert_groups",
+                "group_score",
                 f"num_expert_groups is {groups}, {chosen} of them chosen by their best expert, and "
-                "llama.cpp's 'deepseek2' judges a group by the sum of its two best: tokens would "
-                "go to other experts, at every position",
+                "llama.cpp's 'deepseek2' judges a group by the sum of its two best: tokens go "
+                "to other experts, at every position",
                 {"group_score": "top2"},
             )
         )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TOKENS = "tokenizer.ggml.tokens"
 TRAINING = "apr.training"  # our own key: the training record, as JSON
 INEXACT = "apr.inexact"  # ours: what an export with --allow-inexact left out, as JSON
+EXACT = "apr.exact."  # ours: then a tensor's name; the values that its sum with one has rounded
 ROPE_SCALING = rotary.OWN_KEY  # ours too, as JSON
 # GGUF's general keys that have a name of their own in `.apr` metadata.
 GENERAL = {
@@ -183,9 +184,14 @@ def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, T
         follows = {rope.TENSOR}  # divisors of one, or the file would not have been opened
     held = {name: t for name, t in file.tensors.items() if name not in follows}
     specs = families.tensor_specs(architecture)
-    found = recipes.canonical("gguf", specs, held, architecture)
+    found = recipes.canonical("gguf", specs, held, architecture, lambda n: _exact(file, n))
     power = latent_scale.stated(file.fields, file.path)
     return latent_scale.scaled(found, architecture, -power)
+
+
+def _exact(file: GgufFile, name: str) -> list[float] | None:
+    values = file.fields.get(EXACT + name)
+    return values if isinstance(values, list) else None
 
 
 def _check_divisors(file: GgufFile, architecture: Architecture) -> None:

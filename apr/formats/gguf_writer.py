@@ -22,7 +22,14 @@ from apr.dtypes import DTYPES, DType
 from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
 from apr.families import TensorSpec, rotary
 from apr.formats import latent_scale, recipes
-from apr.formats.gguf_model import GENERAL, INEXACT, ROPE_SCALING, TRAINING, architecture_by_keys
+from apr.formats.gguf_model import (
+    EXACT,
+    GENERAL,
+    INEXACT,
+    ROPE_SCALING,
+    TRAINING,
+    architecture_by_keys,
+)
 from apr.formats.gguf_reader import ARRAY, DEFAULT_ALIGNMENT, SCALARS, STRING
 from apr.formats.gguf_statement import PlannedGguf, statement
 from apr.formats.opened import OpenedModel
@@ -44,10 +51,20 @@ FILE_TYPES = {
     "Q4_K": 15,
     "Q5_K": 17,
     "Q6_K": 18,
+    "IQ2_XXS": 19,
+    "IQ2_XS": 20,
+    "IQ3_XXS": 23,
+    "IQ1_S": 24,
+    "IQ4_NL": 25,
+    "IQ3_S": 26,
+    "IQ2_S": 28,
+    "IQ4_XS": 30,
+    "IQ1_M": 31,
     "BF16": 32,
     "TQ1_0": 36,
     "TQ2_0": 37,
     "MXFP4": 38,
+    "NVFP4": 39,
 }
 _TYPE_IDS = {name: type_id for type_id, (name, _) in SCALARS.items()}
 
@@ -131,8 +148,9 @@ def gguf_tensors(
 
 
 def _chosen(tensor: Tensor, spec: TensorSpec, asked: DType | None) -> DType:
-    if spec.role == "router" and asked is not None and asked.is_block:
-        return DTYPES["F32"]  # a rounded router would send tokens to other experts
+    if spec.role in ("router", "positions") and asked is not None and asked.is_block:
+        # A rounded router would send tokens to other experts; positions are few.
+        return DTYPES["F32"]
     return chosen_dtype(tensor, asked, "gguf")
 
 
@@ -178,6 +196,8 @@ def gguf_fields(
     scaling = rotary.own_key(architecture)
     if scaling is not None:
         out[ROPE_SCALING] = json.dumps(scaling, separators=(",", ":"))
+    lost = recipes.lost_by_adding(families.tensor_specs(architecture), model.tensors)
+    out.update((EXACT + name, values) for name, values in lost.items())
     if model.metadata.get("inexact"):
         out[INEXACT] = json.dumps(model.metadata["inexact"], ensure_ascii=False)
     if model.training is not None:
@@ -234,6 +254,8 @@ def _value(key: str, value: Any) -> bytes:
     """A value with its type in front: numbers are u32, i32 or f32 unless they do not fit."""
     if isinstance(value, str):
         return struct.pack("<I", STRING) + _string(value)
+    if isinstance(value, bytes):  # an array of bytes
+        return struct.pack("<IIQ", ARRAY, _TYPE_IDS["u8"], len(value)) + value
     if isinstance(value, (list, tuple)):
         return struct.pack("<I", ARRAY) + _array(key, value)
     kind = _scalar_type(key, [value])

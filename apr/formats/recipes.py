@@ -3,12 +3,13 @@
 A family's contract names a recipe for each tensor that is not simply the same under another name.
 Recipes that move whole rows or whole matrices work on stored bytes, so blocks of quantized types
 stay as they are; the others need elements, and decode a quantized source to float32 first.
-All of them are exact. Sources: transformers' model files, llama.cpp's convert_hf_to_gguf.py.
+All of them are exact, but for the rounding of `plus_one`, whose losses the file states. Sources:
+transformers' model files, llama.cpp's convert_hf_to_gguf.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -25,16 +26,23 @@ from apr.tensors import Bytes, Tensor
 
 World = Literal["hf", "gguf"]
 Choose = Callable[[Tensor, TensorSpec], DType]
+# The true values of a tensor there that could not hold them, by its name; None where it could.
+Exact = Callable[[str], Sequence[float] | None]
 # Recipes that keep rows whole: they work on the bytes of every type with rows.
 _WHOLE_ROWS = frozenset({"plain", "heads", "stack"})
 
 
 def read(
-    spec: TensorSpec, place: Place, parts: Sequence[Tensor], architecture: Architecture
+    spec: TensorSpec,
+    place: Place,
+    parts: Sequence[Tensor],
+    architecture: Architecture,
+    exact: Exact = lambda name: None,
 ) -> Tensor:
     """The canonical tensor, lazily, from the tensors `place.names` of another world.
 
-    A tensor there of an unfit shape is handed on as it is, for `check_tensors` to report.
+    A tensor there of an unfit shape is handed on as it is, for `check_tensors` to report. `exact`
+    gives what `lost_by_adding` found when the file was written.
 
     Raises:
         InvalidFormat: rows that cannot be reordered as bytes.
@@ -52,7 +60,7 @@ def read(
     if recipe == "transpose":
         return _computed(spec.name, spec.shape, parts, lambda a: a[0].T, first.shape[::-1])
     if recipe == "plus_one":
-        return _computed(spec.name, spec.shape, parts, lambda a: a[0] - np.float32(1), first.shape)
+        return _minus_one(first, exact(place.names[0])) if first.shape == spec.shape else first
     if recipe == "stack_transpose":
         index = place.index
         return _computed(spec.name, spec.shape, parts, lambda a: a[0][index].T, spec.shape)
@@ -116,6 +124,7 @@ def canonical(
     specs: Iterable[TensorSpec],
     tensors: dict[str, Tensor],
     architecture: Architecture,
+    exact: Exact = lambda name: None,
 ) -> dict[str, Tensor]:
     """The tensors of another world under canonical names; unknown ones keep their own name, so
     that `check_tensors` reports them, and a canonical one whose parts are missing is missing.
@@ -127,9 +136,44 @@ def canonical(
         if all(name in tensors for name in place.names):
             used.update(place.names)
             parts = [tensors[name] for name in place.names]
-            out[spec.name] = read(spec, place, parts, architecture)
+            out[spec.name] = read(spec, place, parts, architecture, exact)
     out.update((name, tensor) for name, tensor in tensors.items() if name not in used)
     return out
+
+
+def lost_by_adding(
+    specs: Iterable[TensorSpec], tensors: Mapping[str, Tensor]
+) -> dict[str, list[float]]:
+    """The values of norms that 1 + weight cannot give back, by GGUF tensor name.
+
+    The sum of two float32 is rounded: a weight of 1e-9 comes back as 0.
+    """
+    out: dict[str, list[float]] = {}
+    for spec in specs:
+        if spec.gguf.recipe != "plus_one":
+            continue
+        weight = tensors[spec.name].float32()
+        back = (weight + np.float32(1)) - np.float32(1)
+        if not np.array_equal(back.view(np.uint32), weight.view(np.uint32)):
+            out[spec.gguf.names[0]] = weight.tolist()
+    return out
+
+
+def _minus_one(stored: Tensor, stated: Sequence[float] | None) -> Tensor:
+    """The weight of which 1 + weight is stored, in float32: the true values where the file states
+    them and they still give what is stored, else the difference.
+    """
+
+    def load() -> Bytes:
+        total = stored.float32()
+        if stated is not None and len(stated) == total.size:
+            true = np.array(stated, dtype=np.float32).reshape(total.shape)
+            if np.array_equal(true + np.float32(1), total):
+                return true.reshape(-1).view(np.uint8)
+        out: Bytes = (total - np.float32(1)).reshape(-1).view(np.uint8)
+        return out
+
+    return replace(stored, dtype=DTYPES["F32"], load=load, stream=None)
 
 
 def row_order(rows: int, heads: int, width: int = 0, *, to_gguf: bool) -> npt.NDArray[np.int64]:
