@@ -116,6 +116,7 @@ CASES = [
     ("DEEPSEEK-V2-HEAD-DIM", "deepseek_v2", {"qk_nope_head_dim": 18}),
     ("DEEPSEEK-V2-SHARED", "deepseek_v2", {"num_shared_experts": 2}),
     ("DEEPSEEK-V2-DENSE-FIRST", "deepseek_v2", {"mlp_layer_types": ("sparse", "dense")}),
+    ("DEEPSEEK-V2-GROUPS", "deepseek_v2", {"group_score": "mean"}),
     ("DEEPSEEK-V2-HIDDEN", "deepseek_v2", {"num_heads": 6, "num_kv_heads": 6}),
     ("DEEPSEEK-V3-HEADS", "deepseek_v3", {"num_kv_heads": 1}),
     ("DEEPSEEK-V3-HEAD-DIM", "deepseek_v3", {"head_dim": 26}),
