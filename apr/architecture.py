@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import prod
 from typing import Any
 
 from apr import contracts, rope
@@ -173,6 +174,11 @@ class Architecture:
         return self.is_mla and self.q_lora_rank is None
 
     @property
+    def biased_q_a(self) -> bool:
+        """Whether the first matrix of the low-rank pair has a bias."""
+        return self.attention_bias and not self.plain_q
+
+    @property
     def latent_size(self) -> int:
         """What MLA caches for a token and layer: the latent and the shared rotary key."""
         return (self.kv_lora_rank or 0) + (self.qk_rope_head_dim or 0)
@@ -334,14 +340,12 @@ def missing_keys(resolved: Mapping[str, Any]) -> list[str]:
     """Required keys that are absent, each with the names that were tried."""
     contract = contracts.load("metadata")
     family = resolved.get("architecture") or resolved.get("model_type")
-    needless: list[str] = []
-    required = list(contract["required"])
+    own: Mapping[str, Any] = {}
     if family in contracts.names("families"):
-        needless = contracts.load(f"families/{family}").get("not_required", [])
-        required += contracts.load(f"families/{family}").get("required", [])
+        own = contracts.load(f"families/{family}")
     out = []
-    for key in required:
-        if key not in needless and resolved.get(key) is None:
+    for key in [*contract["required"], *own.get("required", [])]:
+        if key not in own.get("not_required", []) and resolved.get(key) is None:
             tried = contract["aliases"].get(key, [])
             out.append(key + (f" (also tried {', '.join(tried)})" if tried else ""))
     return out
@@ -401,6 +405,24 @@ def violations(architecture: Architecture) -> list[Violation]:
             # 0 experts, an empty list: as good as absent.
             if getattr(architecture, key) and getattr(architecture, needed) is None:
                 out.append(Violation(rule["id"], f"{key} is given without {needed}: {rule['why']}"))
+        elif "sum" in rule or "product" in rule:
+            combine, sign = (sum, "+") if "sum" in rule else (prod, "*")
+            whole, *parts = rule.get("sum") or rule["product"]
+            values = [getattr(architecture, part) or 0 for part in parts]
+            if getattr(architecture, whole) != combine(values):
+                out.append(
+                    Violation(
+                        rule["id"],
+                        f"{whole} is {getattr(architecture, whole)}, not "
+                        f"{f' {sign} '.join(parts)}, which is {combine(values)}: {rule['why']}",
+                    )
+                )
+        elif "dense_first" in rule:
+            kinds = getattr(architecture, rule["dense_first"]) or ()
+            if list(kinds) != sorted(kinds):
+                out.append(
+                    Violation(rule["id"], f"a dense layer follows a sparse one: {rule['why']}")
+                )
         elif "at_most" in rule:
             key, bound = rule["at_most"]
             a, b = getattr(architecture, key), getattr(architecture, bound)

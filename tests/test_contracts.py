@@ -18,7 +18,13 @@ SOUND = Architecture(
 
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
-# Sizes that a family needs beside those above.
+LATENT = {
+    **EXPERTS, "num_kv_heads": 4, "head_dim": 24, "q_lora_rank": 32, "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+    "num_shared_experts": 1, "shared_expert_intermediate_size": 48,
+    "mlp_layer_types": ("dense", "sparse"),
+}  # fmt: skip
+# What a family cannot be without, beside what every model has.
 SIZES: dict[str, dict[str, object]] = {
     "mixtral": {**EXPERTS, "intermediate_size": 48},
     "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 56},
@@ -27,6 +33,7 @@ SIZES: dict[str, dict[str, object]] = {
         **EXPERTS, "intermediate_size": 48, "sliding_window": 8, "swiglu_limit": 7.0,
         "layer_types": ("sliding_attention", "full_attention"),
     },
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), LATENT),
 }  # fmt: skip
 
 
@@ -77,6 +84,9 @@ CASES = [
     ("META-ROPE-SCALING", "llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}),
     ("META-ROPE-SCALING", "llama", {"rope_scaling": {"rope_type": "mrope", "factor": 8.0}}),
     ("LLAMA-HEADS", "llama", {"num_heads": 6}),
+    ("GEMMA2-HEADS", "gemma2", {"num_heads": 6}),
+    ("GEMMA3-HEADS", "gemma3_text", {"num_heads": 6}),
+    ("META-VARIATION", "gemma2", {"norm_plus_one": False}),
     ("META-VARIATION", "llama", {"hidden_act": "gelu"}),
     ("META-VARIATION", "llama", {"sliding_window": 8}),
     ("META-VARIATION", "qwen2", {"qkv_bias": False}),
@@ -91,6 +101,18 @@ CASES = [
     ("META-EXPERTS-CHOSEN", "llama", {"num_experts": 4, "num_experts_per_tok": 5}),
     ("META-EXPERT-GROUPS", "llama", {"num_experts": 4, "num_expert_groups": 3}),
     ("META-GROUPS-CHOSEN", "llama", {"num_expert_groups": 2, "topk_groups": 3}),
+    ("DEEPSEEK-V2-HEADS", "deepseek_v2", {"num_kv_heads": 2}),
+    ("DEEPSEEK-V2-HEAD-DIM", "deepseek_v2", {"qk_nope_head_dim": 18}),
+    ("DEEPSEEK-V2-SHARED", "deepseek_v2", {"num_shared_experts": 2}),
+    ("DEEPSEEK-V2-DENSE-FIRST", "deepseek_v2", {"mlp_layer_types": ("sparse", "dense")}),
+    ("DEEPSEEK-V2-HIDDEN", "deepseek_v2", {"num_heads": 6, "num_kv_heads": 6}),
+    ("DEEPSEEK-V3-HEADS", "deepseek_v3", {"num_kv_heads": 1}),
+    ("DEEPSEEK-V3-HEAD-DIM", "deepseek_v3", {"head_dim": 26}),
+    ("DEEPSEEK-V3-SHARED", "deepseek_v3", {"shared_expert_intermediate_size": 40}),
+    ("DEEPSEEK-V3-DENSE-FIRST", "deepseek_v3", {"mlp_layer_types": ("sparse", "dense")}),
+    ("GLM4-MOE-LITE-HEADS", "glm4_moe_lite", {"num_kv_heads": 2}),
+    ("GLM4-MOE-LITE-HEAD-DIM", "glm4_moe_lite", {"qk_rope_head_dim": 10}),
+    ("GLM4-MOE-LITE-SHARED", "glm4_moe_lite", {"moe_intermediate_size": 40}),
 ]
 
 

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
-from apr.families import rotary
-from apr.families.obstacles import Obstacle, shared_obstacles
+from apr.families import latent, obstacles, rotary
+from apr.families.obstacles import Obstacle
 
 if TYPE_CHECKING:
     from apr.tensors import Tensor
@@ -53,12 +53,14 @@ class Place:
     `names` are the tensors there that it is made of, `recipe` is how (apr/formats/recipes.py).
     `index` is its place along the first dimension where several share one tensor (experts), and
     `count` is a number that the recipe needs: of heads, or which part of a shared tensor it is.
+    `width` is how many rows at the end of each head are meant, 0 for all.
     """
 
     names: tuple[str, ...]
     recipe: str = "plain"
     index: int | None = None
     count: int = 0
+    width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,11 @@ def by_hf_model_type(name: object, where: StrPath) -> Family:
     Raises:
         InvalidFormat: unknown; the message lists the known ones.
     """
-    table = {contracts.load(f"families/{f}")["hf_model_type"]: f for f in known()}
+    loaded = {f: contracts.load(f"families/{f}") for f in known()}
+    table = {contract["hf_model_type"]: f for f, contract in loaded.items()}
+    refused = {n: why for c in loaded.values() for n, why in c.get("hf_refuses", {}).items()}
+    if name in refused:
+        raise InvalidFormat(where, f"model_type {name!r} is {refused[name]}")
     if name not in table:
         raise InvalidFormat(where, f"unknown model_type {name!r}", f"known are {', '.join(table)}")
     return by_name(table[cast(str, name)], where)
@@ -164,7 +170,11 @@ def as_opened_from_gguf(architecture: Architecture) -> Architecture:
 def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
     """What this model does that no GGUF of its family can say to llama.cpp; empty if nothing."""
     own = getattr(by_name(architecture.family), "gguf_obstacles", None)
-    return shared_obstacles(architecture) + (own(architecture) if own else [])
+    out = obstacles.shared(architecture)
+    if architecture.is_mla:
+        out += latent.gguf_obstacles(architecture)
+    out += [Obstacle("rope_scaling", *found) for found in rotary.gguf_obstacles(architecture)]
+    return out + (own(architecture) if own else [])
 
 
 def gguf_caveats(architecture: Architecture) -> list[str]:
@@ -221,8 +231,13 @@ def _place(
     count = int(rule.get("part", 0))
     if world == "gguf" and "permute" in rule:
         recipe, count = "heads", int(getattr(architecture, rule["permute"]))
+    width = 0
+    if world == "gguf" and "rotary_end" in rule and not architecture.rope_interleave:
+        heads = rule["rotary_end"]
+        count = heads if isinstance(heads, int) else int(getattr(architecture, heads))
+        recipe, width = "heads", architecture.rotary_dim
     names = tuple(template.format(i=layer, e=expert) for template in templates)
-    return Place(names, recipe, expert if shared else None, count)
+    return Place(names, recipe, expert if shared else None, count, width)
 
 
 def ignored_hf_tensor(architecture: Architecture, name: str) -> bool:

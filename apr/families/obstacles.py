@@ -12,7 +12,6 @@ from typing import Any
 
 from apr import contracts
 from apr.architecture import Architecture
-from apr.families import rotary
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class Obstacle:
         return self.text
 
 
-def shared_obstacles(architecture: Architecture) -> list[Obstacle]:
-    """Those that the contract names, and those of the rotary embedding."""
+def shared(architecture: Architecture) -> list[Obstacle]:
+    """Those that the contract names in `gguf_lacks`."""
     contract = contracts.load(f"families/{architecture.family}")
     lacks = contract.get("gguf_lacks", [])
     reader = f"llama.cpp's {contract['gguf_architecture']!r}"
@@ -48,12 +47,21 @@ def shared_obstacles(architecture: Architecture) -> list[Obstacle]:
                 {"sliding_window": None, "layer_types": None},
             )
         )
-    if "attention_bias" in lacks and architecture.attention_bias:
+    for key, where in (("attention_bias", "attn_output"), ("mlp_bias", "ffn_down")):
+        if key in lacks and getattr(architecture, key):
+            out.append(
+                Obstacle(
+                    key,
+                    f"{key} is true, and {reader} has no bias on {where}: it would not load the "
+                    "file at all",
+                )
+            )
+    if "untied_head" in lacks and not architecture.tie_word_embeddings:
         out.append(
             Obstacle(
-                "attention_bias",
-                f"attention_bias is true, and {reader} has no bias on attn_output: it would not "
-                "load the file at all",
+                "tie_word_embeddings",
+                f"tie_word_embeddings is false, and {reader} always takes the embedding for its "
+                "head: it would not load the file at all",
             )
         )
     if "head_dim" in lacks and architecture.q_size != architecture.hidden_size:
@@ -65,8 +73,4 @@ def shared_obstacles(architecture: Architecture) -> list[Obstacle]:
                 "it would not load the file at all",
             )
         )
-    out += [
-        Obstacle("rope_scaling", text, computed)
-        for text, computed in rotary.gguf_obstacles(architecture)
-    ]
     return out

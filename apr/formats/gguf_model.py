@@ -32,6 +32,7 @@ EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 TOKENS = "tokenizer.ggml.tokens"
 TRAINING = "apr.training"  # our own key: the training record, as JSON
 INEXACT = "apr.inexact"  # ours: what an export with --allow-inexact left out, as JSON
+EXACT = "apr.exact."  # ours: then a tensor's name; the values that its sum with one has rounded
 ROPE_SCALING = rotary.OWN_KEY  # ours too, as JSON
 # GGUF's general keys that have a name of their own in `.apr` metadata.
 GENERAL = {
@@ -197,7 +198,13 @@ def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, T
     if families.writes_tied_head(architecture):
         follows.add(HEAD)
     held = {name: t for name, t in file.tensors.items() if name not in follows}
-    return recipes.canonical("gguf", families.tensor_specs(architecture), held, architecture)
+    specs = families.tensor_specs(architecture)
+    return recipes.canonical("gguf", specs, held, architecture, lambda n: _exact(file, n))
+
+
+def _exact(file: GgufFile, name: str) -> list[float] | None:
+    values = file.fields.get(EXACT + name)
+    return values if isinstance(values, list) else None
 
 
 def _check_divisors(file: GgufFile, architecture: Architecture) -> None:

@@ -24,6 +24,7 @@ from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
 from apr.families import TensorSpec, rotary
 from apr.formats import recipes
 from apr.formats.gguf_model import (
+    EXACT,
     GENERAL,
     HEAD,
     INEXACT,
@@ -173,6 +174,8 @@ def gguf_fields(
     scaling = rotary.own_key(architecture)
     if scaling is not None:
         out[ROPE_SCALING] = json.dumps(scaling, separators=(",", ":"))
+    lost = recipes.lost_by_adding(families.tensor_specs(architecture), model.tensors)
+    out.update((EXACT + name, values) for name, values in lost.items())
     if model.metadata.get("inexact"):
         out[INEXACT] = json.dumps(model.metadata["inexact"], ensure_ascii=False)
     if model.training is not None:

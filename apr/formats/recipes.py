@@ -3,12 +3,13 @@
 A family's contract names a recipe for each tensor that is not simply the same under another name.
 Recipes that move whole rows or whole matrices work on stored bytes, so blocks of quantized types
 stay as they are; the others need elements, and decode a quantized source to float32 first.
-All of them are exact. Sources: transformers' model files, llama.cpp's convert_hf_to_gguf.py.
+All of them are exact, but for the rounding of `plus_one`, whose losses the file states. Sources:
+transformers' model files, llama.cpp's convert_hf_to_gguf.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,22 +20,32 @@ from apr.architecture import Architecture
 from apr.dtypes import DTYPES, DType
 from apr.errors import InvalidFormat
 from apr.families import Place, TensorSpec
+from apr.formats import mxfp4
 from apr.mapped import release
 from apr.quant import recoded
 from apr.tensors import Bytes, Tensor
 
 World = Literal["hf", "gguf"]
 Choose = Callable[[Tensor, TensorSpec], DType]
+# The true values of a tensor there that could not hold them, by its name; None where it could.
+Exact = Callable[[str], Sequence[float] | None]
 # Recipes that keep rows whole: they work on the bytes of every type with rows.
 _WHOLE_ROWS = frozenset({"plain", "squeezed", "heads", "stack"})
+# Recipes whose tensor a Hugging Face folder may hold as MXFP4 blocks and their scales instead.
+_AS_BLOCKS = frozenset({"interleaved", "stack_transpose"})
 
 
 def read(
-    spec: TensorSpec, place: Place, parts: Sequence[Tensor], architecture: Architecture
+    spec: TensorSpec,
+    place: Place,
+    parts: Sequence[Tensor],
+    architecture: Architecture,
+    exact: Exact = lambda name: None,
 ) -> Tensor:
     """The canonical tensor, lazily, from the tensors `place.names` of another world.
 
-    A tensor there of an unfit shape is handed on as it is, for `check_tensors` to report.
+    A tensor there of an unfit shape is handed on as it is, for `check_tensors` to report. `exact`
+    gives what `lost_by_adding` found when the file was written.
 
     Raises:
         InvalidFormat: rows that cannot be reordered as bytes.
@@ -48,14 +59,18 @@ def read(
         return replace(first, shape=spec.shape) if one_row else first
     if recipe == "heads":
         fits = first.shape == spec.shape
-        return permuted(first, place.count, to_gguf=False) if fits else first
+        return permuted(first, place.count, place.width, to_gguf=False) if fits else first
     if recipe == "stack":
         assert place.index is not None
         return _element(first, place.index) if len(first.shape) == len(spec.shape) + 1 else first
     if recipe == "transpose":
         return _computed(spec.name, spec.shape, parts, lambda a: a[0].T, first.shape[::-1])
     if recipe == "plus_one":
-        return _computed(spec.name, spec.shape, parts, lambda a: a[0] - np.float32(1), first.shape)
+        return _minus_one(first, exact(place.names[0])) if first.shape == spec.shape else first
+    if recipe in _AS_BLOCKS and len(parts) == 2:
+        assert place.index is not None
+        part = place.count if recipe == "interleaved" else None
+        return mxfp4.expert(spec.name, spec.shape, parts[0], parts[1], place.index, part)
     if recipe == "stack_transpose":
         index = place.index
         return _computed(spec.name, spec.shape, parts, lambda a: a[0][index].T, spec.shape)
@@ -97,6 +112,8 @@ def write(
     out: list[Tensor] = []
     for names, members in groups.items():
         recipe = place_of(members[0], world).recipe
+        if recipe == "interleaved":  # all gates first, then all ups
+            members.sort(key=lambda m: (place_of(m, world).count, place_of(m, world).index or 0))
         if recipe in _WHOLE_ROWS:
             made = _whole_rows(world, members, tensors, choose)
             out.append(replace(made, name=names[0]))
@@ -119,6 +136,7 @@ def canonical(
     specs: Iterable[TensorSpec],
     tensors: dict[str, Tensor],
     architecture: Architecture,
+    exact: Exact = lambda name: None,
 ) -> dict[str, Tensor]:
     """The tensors of another world under canonical names; unknown ones keep their own name, so
     that `check_tensors` reports them, and a canonical one whose parts are missing is missing.
@@ -130,38 +148,75 @@ def canonical(
         if all(name in tensors for name in place.names):
             used.update(place.names)
             parts = [tensors[name] for name in place.names]
-            out[spec.name] = read(spec, place, parts, architecture)
+            out[spec.name] = read(spec, place, parts, architecture, exact)
     out.update((name, tensor) for name, tensor in tensors.items() if name not in used)
     return out
 
 
-def row_order(rows: int, heads: int, *, to_gguf: bool) -> npt.NDArray[np.int64]:
+def lost_by_adding(
+    specs: Iterable[TensorSpec], tensors: Mapping[str, Tensor]
+) -> dict[str, list[float]]:
+    """The values of norms that 1 + weight cannot give back, by GGUF tensor name.
+
+    The sum of two float32 is rounded: a weight of 1e-9 comes back as 0.
+    """
+    out: dict[str, list[float]] = {}
+    for spec in specs:
+        if spec.gguf.recipe != "plus_one":
+            continue
+        weight = tensors[spec.name].float32()
+        back = (weight + np.float32(1)) - np.float32(1)
+        if not np.array_equal(back.view(np.uint32), weight.view(np.uint32)):
+            out[spec.gguf.names[0]] = weight.tolist()
+    return out
+
+
+def _minus_one(stored: Tensor, stated: Sequence[float] | None) -> Tensor:
+    """The weight of which 1 + weight is stored, in float32: the true values where the file states
+    them and they still give what is stored, else the difference.
+    """
+
+    def load() -> Bytes:
+        total = stored.float32()
+        if stated is not None and len(stated) == total.size:
+            true = np.array(stated, dtype=np.float32).reshape(total.shape)
+            if np.array_equal(true + np.float32(1), total):
+                return true.reshape(-1).view(np.uint8)
+        out: Bytes = (total - np.float32(1)).reshape(-1).view(np.uint8)
+        return out
+
+    return replace(stored, dtype=DTYPES["F32"], load=load, stream=None)
+
+
+def row_order(rows: int, heads: int, width: int = 0, *, to_gguf: bool) -> npt.NDArray[np.int64]:
     """Where each row of the result comes from, `[rows]`.
 
     Hugging Face turns the two halves of a head against each other (row i with row i + d/2), GGUF's
-    `llama` turns neighbours (row 2i with 2i + 1).
+    `llama` and `deepseek2` turn neighbours (row 2i with 2i + 1). Where only the last `width` rows
+    of each head turn, the others stay.
     """
-    index = np.arange(rows, dtype=np.int64)
-    if to_gguf:
-        return index.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
-    return index.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+    index = np.arange(rows, dtype=np.int64).reshape(heads, -1)
+    turning = index[:, -width:]  # all for a width of 0
+    pairs = turning.reshape((heads, 2, -1) if to_gguf else (heads, -1, 2))
+    index[:, -width:] = pairs.swapaxes(1, 2).reshape(heads, -1)
+    return index.reshape(-1)
 
 
-def permuted(tensor: Tensor, heads: int, *, to_gguf: bool) -> Tensor:
+def permuted(tensor: Tensor, heads: int, width: int = 0, *, to_gguf: bool) -> Tensor:
     """The tensor with its rows reordered when it is loaded (a copy of this one tensor).
 
     Raises:
         InvalidFormat: the rows are not two halves for each head, or the type has no rows.
     """
     rows = tensor.shape[0]
-    if heads < 1 or rows % (2 * heads):
+    if heads < 1 or rows % heads or (width or rows // heads) % 2:
         raise InvalidFormat(
             tensor.name, f"has {rows} rows, which are not {heads} heads of an even width"
         )
 
     def load() -> Bytes:
         stored = tensor.raw()
-        order = row_order(rows, heads, to_gguf=to_gguf)
+        order = row_order(rows, heads, width, to_gguf=to_gguf)
         reordered = stored.reshape(rows, -1)[order].reshape(-1)
         release(stored)
         return reordered
@@ -184,8 +239,8 @@ def _whole_rows(
     if first.recipe == "squeezed":
         return replace(recoded(source, dtype), shape=source.shape[1:])
     if source.dtype.header_bytes or source.dtype.name == "APR_Q4":  # no rows of their own
-        return permuted(recoded(source, dtype), first.count, to_gguf=True)
-    return recoded(permuted(source, first.count, to_gguf=True), dtype)
+        return permuted(recoded(source, dtype), first.count, first.width, to_gguf=True)
+    return recoded(permuted(source, first.count, first.width, to_gguf=True), dtype)
 
 
 def _element(tensor: Tensor, index: int) -> Tensor:
@@ -285,7 +340,6 @@ def _computed_parts(
     if recipe == "stack_transpose":
         return [_stacked(_each(members, 1))]
     assert recipe == "interleaved"
-    # All gates come first, then all ups: the contract lists one role after the other.
     half = len(members) // 2
     pairs = [part for pair in zip(members[:half], members[half:], strict=True) for part in pair]
     return [_stacked(_each(pairs, 2))]

@@ -78,7 +78,7 @@ class MoE(nn.Module):
             for _ in range(arch.num_experts)
         )
         shared = arch.shared_expert_intermediate_size
-        self.shared_expert = MLP(arch, shared, bias=False) if shared else None
+        self.shared_expert = MLP(arch, shared, bias=arch.mlp_bias) if shared else None
         self.shared_expert_gate = (
             nn.Linear(arch.hidden_size, 1, bias=False) if arch.shared_expert_gate else None
         )

@@ -1,0 +1,241 @@
+"""Gemma 2: norms before and after, soft caps, GeLU, every other layer sliding, embedding scaled.
+
+Reference: transformers' `models/gemma2`; GGUF: llama.cpp's `gemma2`, which computes the windows.
+What that loader takes for granted is met here: it scales scores by the width of a head (so
+another `query_pre_attn_scalar` goes into the factor of its rotary embedding, which multiplies
+queries and keys alike), caps whatever it is told, and slides in every other layer unless told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from apr.architecture import Architecture
+from apr.errors import InvalidFormat, StrPath
+from apr.families import dense
+
+ACTIVATION = "gelu_pytorch_tanh"
+SLIDING, FULL = "sliding_attention", "full_attention"
+# What an absent field means (Gemma2Config).
+_DEFAULTS = {
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "query_pre_attn_scalar": 256,
+    "hidden_activation": ACTIVATION,
+}
+_PERIOD = 2  # every other layer is full: transformers' and llama.cpp's default
+_LARGE = 46  # layers of the 27B model, by which llama.cpp knows that its scale is another
+# A soft cap for a GGUF of a model without one: the loader would take its default for an absent one
+# and divide by zero. A power of two beyond all float32 rounding: x / cap * cap is x, tanh too.
+NO_CAP = 2.0**40
+
+
+def from_hf(config: Mapping[str, Any], where: StrPath) -> Architecture:
+    """Read a `config.json`; see `dense.from_hf`.
+
+    Raises:
+        InvalidFormat: as there, or the config asks for what no other reader would compute alike.
+    """
+    read = common_from_hf(config, where, "gemma2", _DEFAULTS)
+    read |= windows_from_hf(config, where, _PERIOD)
+    read["attn_logit_softcap"] = config.get("attn_logit_softcapping", 50.0)
+    read["final_logit_softcap"] = config.get("final_logit_softcapping", 30.0)
+    return dense.from_hf(config, where, "gemma2", defaults=_DEFAULTS, read=read)
+
+
+def to_hf(architecture: Architecture) -> dict[str, Any]:
+    """The `config.json`, as transformers 4 and 5 both read it."""
+    return dense.to_hf(
+        architecture,
+        **common_to_hf(architecture),
+        attn_logit_softcapping=architecture.attn_logit_softcap,
+        final_logit_softcapping=architecture.final_logit_softcap,
+    )
+
+
+def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
+    """Read GGUF metadata, absent keys as llama.cpp's loader takes them."""
+    return dense.from_gguf(
+        fields,
+        where,
+        "gemma2",
+        attention_bias=fields.get("attention_bias", False),
+        query_pre_attn_scalar=scalar_from_gguf(fields, _LARGE),
+        attn_logit_softcap=_cap(fields.get("attn_logit_softcapping", 50.0)),
+        final_logit_softcap=_cap(fields.get("final_logit_softcapping", 30.0)),
+        **windows_from_gguf(fields, fields.get("attention.sliding_window", 4096), _PERIOD, where),
+    )
+
+
+def to_gguf(architecture: Architecture) -> dict[str, Any]:
+    """The GGUF metadata (keys without the prefix)."""
+    scores, logits = architecture.attn_logit_softcap, architecture.final_logit_softcap
+    return {
+        **dense.to_gguf(architecture),
+        **scalar_to_gguf(architecture, _LARGE),
+        **windows_to_gguf(architecture, _PERIOD),
+        "attn_logit_softcapping": NO_CAP if scores is None else scores,
+        "final_logit_softcapping": NO_CAP if logits is None else logits,
+    }
+
+
+def _cap(stated: float) -> float | None:
+    return None if stated > NO_CAP / 2 else stated  # read in shortened decimals
+
+
+def common_from_hf(
+    config: Mapping[str, Any], where: StrPath, family: str, defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What Gemma 2 and 3 read alike and no other family does.
+
+    Raises:
+        InvalidFormat: null where transformers has no meaning for it, attention in both directions,
+            another activation, or a scalar that is no whole number.
+    """
+    for key in ("num_key_value_heads", "head_dim", "query_pre_attn_scalar", "hidden_activation"):
+        if config.get(key, "absent") is None:
+            raise InvalidFormat(
+                where, f"{key} is null", f"write its value; absent means {defaults[key]}"
+            )
+    if config.get("use_bidirectional_attention"):
+        raise InvalidFormat(
+            where,
+            "use_bidirectional_attention is true: positions that see later ones give embeddings, "
+            "not a language model",
+        )
+    activation = config.get("hidden_activation", ACTIVATION)
+    if activation != ACTIVATION:
+        raise InvalidFormat(
+            where, f"hidden_activation {activation!r} is not supported for {family}: {ACTIVATION}"
+        )
+    scalar = config.get("query_pre_attn_scalar", defaults["query_pre_attn_scalar"])
+    if isinstance(scalar, bool) or not isinstance(scalar, (int, float)) or scalar != int(scalar):
+        raise InvalidFormat(where, f"query_pre_attn_scalar is {scalar!r}, not a whole number")
+    return {"hidden_act": activation}
+
+
+def common_to_hf(architecture: Architecture) -> dict[str, Any]:
+    """The fields of a config that Gemma 2 and 3 write alike."""
+    scalar = architecture.query_pre_attn_scalar or architecture.head_dim
+    windows = [architecture.window(i) for i in range(architecture.num_layers)]
+    return {
+        "hidden_activation": architecture.hidden_act,
+        "attention_bias": architecture.attention_bias,
+        "query_pre_attn_scalar": int(scalar),
+        # transformers wants a number even where no layer slides; the context hides nothing.
+        "sliding_window": architecture.sliding_window or architecture.max_position_embeddings,
+        "layer_types": [FULL if window is None else SLIDING for window in windows],
+    }
+
+
+def windows_from_hf(config: Mapping[str, Any], where: StrPath, period: int) -> dict[str, Any]:
+    """`sliding_window` and `layer_types`; without the latter, one full layer ends each `period`.
+
+    Raises:
+        InvalidFormat: a layer slides and the window is null, or `layer_types` is of no use.
+    """
+    layers = config.get("num_hidden_layers")
+    if not isinstance(layers, int):
+        return {}  # reported as missing with everything else
+    kinds = config.get("layer_types")
+    if kinds is None:
+        kinds = _kinds(layers, period)
+    if not isinstance(kinds, list) or not all(kind in (SLIDING, FULL) for kind in kinds):
+        raise InvalidFormat(where, f"layer_types is {kinds!r}, not a list of {SLIDING} and {FULL}")
+    if len(kinds) != layers:
+        raise InvalidFormat(where, f"layer_types names {len(kinds)} layers, the model has {layers}")
+    window = config.get("sliding_window", 4096)
+    if window is None and SLIDING in kinds:
+        raise InvalidFormat(
+            where,
+            "sliding_window is null, but layers slide",
+            f"make every entry of layer_types {FULL}, or write the window",
+        )
+    return {"sliding_window": window, "layer_types": kinds}
+
+
+def _kinds(layers: int, period: int) -> list[str]:
+    """Of each layer: the last of every `period` is full; 0 means none is."""
+    return [SLIDING if not period or i % period < period - 1 else FULL for i in range(layers)]
+
+
+def windows_from_gguf(
+    fields: Mapping[str, Any], window: int | None, period: int, where: StrPath
+) -> dict[str, Any]:
+    """`sliding_window` and `layer_types` as llama.cpp works them out: from a period, or from one
+    flag for each layer.
+
+    Raises:
+        InvalidFormat: as many flags as layers are needed.
+    """
+    layers = fields.get("block_count")
+    if not isinstance(layers, int):
+        return {}
+    stated = fields.get("attention.sliding_window_pattern", period)
+    if isinstance(stated, Sequence):
+        if len(stated) != layers:
+            raise InvalidFormat(
+                where, f"sliding_window_pattern has {len(stated)} flags for {layers} layers"
+            )
+        kinds = [SLIDING if flag else FULL for flag in stated]
+    else:
+        kinds = _kinds(layers, int(stated))
+    if not window:
+        return {"sliding_window": None, "layer_types": [FULL] * layers}
+    return {"sliding_window": window, "layer_types": kinds}
+
+
+def windows_to_gguf(architecture: Architecture, period: int) -> dict[str, Any]:
+    """The keys that say the same: a period where the layers have one, else a flag for each.
+
+    llama.cpp reads flags since 2026; a file in its default `period` states none, as its own
+    converter leaves it out.
+    """
+    layers = architecture.num_layers
+    kinds = [SLIDING if architecture.window(i) is not None else FULL for i in range(layers)]
+    if SLIDING not in kinds:
+        # llama.cpp crashes on a file whose layers are all full in a family that slides.
+        return {"attention.sliding_window": architecture.max_position_embeddings}
+    out: dict[str, Any] = {"attention.sliding_window": architecture.sliding_window}
+    found = next((n for n in (period, *range(layers + 1)) if _kinds(layers, n) == kinds), None)
+    if found is None:
+        out["attention.sliding_window_pattern"] = [kind == SLIDING for kind in kinds]
+    elif found != period:
+        out["attention.sliding_window_pattern"] = found
+    return out
+
+
+def scalar_to_gguf(architecture: Architecture, large: int) -> dict[str, Any]:
+    """What makes llama.cpp's scores those of `query_pre_attn_scalar`: nothing, or a factor.
+
+    Queries and keys are both multiplied by it as they turn, so the scores by its square. Every
+    element of a Gemma's head turns, so none is left out.
+    """
+    theirs = _scalar_there(
+        architecture.num_layers, large, architecture.hidden_size, architecture.num_heads,
+        architecture.head_dim,
+    )  # fmt: skip
+    ours = architecture.query_pre_attn_scalar or architecture.head_dim
+    if ours == theirs:
+        return {}
+    return {"rope.scaling.attn_factor": (theirs / ours) ** 0.25}
+
+
+def scalar_from_gguf(fields: Mapping[str, Any], large: int) -> float | None:
+    """`query_pre_attn_scalar`, a whole number, from llama.cpp's own and that factor."""
+    needed = ("block_count", "embedding_length", "attention.head_count", "attention.key_length")
+    values = [fields.get(key) for key in needed]
+    if not all(isinstance(value, int) and value for value in values):
+        return None  # reported as missing with everything else
+    layers, hidden, heads, width = (int(value) for value in values if value)
+    theirs = _scalar_there(layers, large, hidden, heads, width)
+    factor = float(fields.get("rope.scaling.attn_factor", 1.0))
+    return float(round(theirs / factor**4)) if factor > 0 else float(theirs)
+
+
+def _scalar_there(layers: int, large: int, hidden: int, heads: int, head_dim: int) -> int:
+    """By whose inverse root llama.cpp scales: it tells the largest model by its layers."""
+    return hidden // heads if layers == large else head_dim
