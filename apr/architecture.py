@@ -253,7 +253,8 @@ class Architecture:
             out["architecture" if field.name == "family" else field.name] = value
         out["hf_architecture"] = contract["hf_architecture"]
         out["hf_model_type"] = contract["hf_model_type"]
-        out["rope_type"] = 2  # halves, as Hugging Face stores q and k
+        if self.position_embedding == "rotary":
+            out["rope_type"] = 2  # halves, as Hugging Face stores q and k
         return out
 
 
@@ -299,6 +300,12 @@ def from_metadata(metadata: Mapping[str, Any], where: StrPath) -> Architecture:
         raise InvalidFormat(where, "metadata has values of the wrong type: " + "; ".join(wrong))
     out = Architecture(**values)
     # Here and not in `check` alone: nothing could be computed from it, not even wrongly.
+    rules = contracts.load("metadata")["bounds"]
+    known = next(rule["one_of"] for rule in rules if rule["key"] == "hidden_act")
+    if out.hidden_act not in known:
+        raise InvalidFormat(
+            where, f"hidden_act {out.hidden_act!r} is unknown", f"known: {', '.join(known)}"
+        )
     scaling = out.rope_scaling
     problems = rope.problems(scaling, out.rotary_dim) if scaling is not None else []
     if problems:
@@ -423,6 +430,11 @@ def violations(architecture: Architecture) -> list[Violation]:
                 out.append(
                     Violation(rule["id"], f"a dense layer follows a sparse one: {rule['why']}")
                 )
+        elif "equal" in rule:
+            first, second = rule["equal"]
+            a, b = getattr(architecture, first), getattr(architecture, second)
+            if a != b:
+                out.append(Violation(rule["id"], f"{first} {a} is not {second} {b}: {rule['why']}"))
         elif "at_most" in rule:
             key, bound = rule["at_most"]
             a, b = getattr(architecture, key), getattr(architecture, bound)

@@ -26,6 +26,7 @@ LATENT = {
 }  # fmt: skip
 # What a family cannot be without, beside what every model has.
 SIZES: dict[str, dict[str, object]] = {
+    "gpt2": {"num_kv_heads": 4, "rope_theta": None},
     "mixtral": {**EXPERTS, "intermediate_size": 48},
     "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 56},
     "qwen3_moe": EXPERTS,
@@ -34,6 +35,7 @@ SIZES: dict[str, dict[str, object]] = {
         "layer_types": ("sliding_attention", "full_attention"),
     },
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), LATENT),
+    "olmoe": {**EXPERTS, "intermediate_size": 48},
 }  # fmt: skip
 
 
@@ -93,9 +95,18 @@ CASES = [
     ("META-VARIATION", "qwen2", {"mlp_bias": True}),
     ("META-VARIATION", "qwen3", {"qk_norm": False}),
     ("META-VARIATION", "mistral", {"layer_types": ("full_attention",) * 2}),
+    ("META-ACT", "gpt2", {"hidden_act": "gelu_fast"}),
+    ("META-VARIATION", "gpt2", {"position_embedding": "rotary"}),
+    ("GPT2-WIDTH", "gpt2", {"head_dim": 8}),
+    ("GPT2-KV", "gpt2", {"num_kv_heads": 2}),
+    ("GPT2-SCALE", "gpt2", {"query_pre_attn_scalar": 2.0}),
+    ("BITNET-WIDTH", "bitnet", {"head_dim": 8}),
+    ("STARCODER2-BIAS", "starcoder2", {"mlp_bias": True}),
     ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 64}),
     ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 32}),
     ("GPTOSS-WIDTH", "gpt_oss", {"intermediate_size": 64}),
+    ("OLMOE-WIDTH", "olmoe", {"head_dim": 8}),
+    ("OLMOE-EXPERT-WIDTH", "olmoe", {"intermediate_size": 64}),
     ("META-MLP-TYPES", "llama", {"mlp_layer_types": ("dense",)}),
     ("META-EXPERT-WIDTH", "llama", {"num_experts": 4}),
     ("META-EXPERTS-CHOSEN", "llama", {"num_experts": 4, "num_experts_per_tok": 5}),
@@ -124,6 +135,7 @@ def test_each_relation_can_fail(rule, family, change):
 def test_every_relation_and_choice_has_a_case_above():
     tested = {rule for rule, _, _ in CASES}
     stated = {r["id"] for r in contracts.load("metadata")["relations"]}
+    stated |= {r["id"] for r in contracts.load("metadata")["bounds"] if "one_of" in r}
     for family in families.known():
         contract = contracts.load(f"families/{family}")
         stated |= {r["id"] for r in contract.get("relations", [])}

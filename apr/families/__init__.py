@@ -14,7 +14,7 @@ Which tensors there are, their shapes and their names in both worlds is data:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from math import prod
@@ -68,7 +68,7 @@ class TensorSpec:
     """One tensor that a model of the family has, under its canonical name: that of the decoder and
     of `.apr` files.
 
-    `role`: embedding, norm, attention, feed_forward, expert, head.
+    `role`: embedding, positions, norm, attention, feed_forward, router, expert, head.
     """
 
     name: str
@@ -240,6 +240,24 @@ def _place(
     return Place(names, recipe, expert if shared else None, count, width)
 
 
+def hf_names(architecture: Architecture, names: Iterable[str]) -> dict[str, str]:
+    """The names of a folder's tensors as the contract has them, by the folder's own.
+
+    Where the contract gives an `hf_prefix`, a folder may leave it out, as one saved from the bare
+    model does; transformers loads it all the same.
+    """
+    held = list(names)
+    prefix = contracts.load(f"families/{architecture.family}").get("hf_prefix")
+    if prefix is None:
+        return {name: name for name in held}
+    expected = {name for spec in tensor_specs(architecture) for name in spec.hf.names}
+    taken = set(held)
+    return {
+        name: prefix + name if name not in expected and prefix + name in expected - taken else name
+        for name in held
+    }
+
+
 def ignored_hf_tensor(architecture: Architecture, name: str) -> bool:
     """Whether a Hugging Face tensor is one that the family's model does not use (a further
     prediction layer, a buffer that is computed): the contract's `hf_ignores`, regular expressions.
@@ -273,14 +291,14 @@ def tensor_problems(architecture: Architecture, tensors: Mapping[str, Tensor]) -
 def num_parameters(
     architecture: Architecture, *, embedding: bool = True, active: bool = False
 ) -> int:
-    """Number of parameters; without `embedding`, those outside the token embedding and head;
+    """Number of parameters; without `embedding`, those outside the embeddings and head;
     `active`: those that one token uses, of the experts only as many as it visits.
 
     A tied head is counted once. This is the N of the budget gate (docs/spec/training.md).
     """
     total = in_experts = 0
     for spec in tensor_specs(architecture):
-        if not embedding and spec.role in ("embedding", "head"):
+        if not embedding and spec.role in ("embedding", "positions", "head"):
             continue
         if spec.role == "expert":
             in_experts += prod(spec.shape)

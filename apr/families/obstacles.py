@@ -1,7 +1,8 @@
 """What a model does that no GGUF of its family can say to llama.cpp.
 
 Found by comparing, family by family; a contract's `gguf_lacks` names those that several families
-share, and a family's module may add its own in `gguf_obstacles(architecture)`.
+share, `gguf_computes` and `gguf_loads` the values of fields that llama.cpp's architecture is made
+for, and a family's module may add its own in `gguf_obstacles(architecture)`.
 """
 
 from __future__ import annotations
@@ -73,4 +74,12 @@ def shared(architecture: Architecture) -> list[Obstacle]:
                 "it would not load the file at all",
             )
         )
+    for key, taken in contract.get("gguf_computes", {}).items():
+        if (value := getattr(architecture, key)) not in taken:
+            text = f"{key} is {value!r}, and {reader} computes with {taken[0]!r} whatever the file "
+            out.append(Obstacle(key, f"{text}says: every logit would differ", {key: taken[0]}))
+    for key, taken in contract.get("gguf_loads", {}).items():
+        if (value := getattr(architecture, key)) not in taken:
+            text = f"{key} is {value!r}, and {reader} knows only {taken[0]!r}"
+            out.append(Obstacle(key, f"{text}: it would not load the file at all"))
     return out

@@ -64,7 +64,7 @@ def open_hf(path: Path) -> OpenedModel:
     architecture = read_architecture(path, config)
     weights = read_weights(path)
     if architecture.tie_word_embeddings:
-        require_same_head(path, weights.tensors, embedding_name(architecture))
+        require_same_head(path, weights, architecture)
     return OpenedModel(
         path=path,
         format="hf",
@@ -80,8 +80,9 @@ def canonical_tensors(weights: Weights, architecture: Architecture) -> dict[str,
     """The learned tensors under canonical names: without computed buffers, without what the family
     does not use, and without the second copy of a tied head.
     """
+    names = families.hf_names(architecture, weights.tensors)
     held = {
-        name: tensor
+        names[name]: tensor
         for name, tensor in weights.tensors.items()
         if not name.endswith(_COMPUTED)
         and not (name == HEAD and architecture.tie_word_embeddings)
@@ -207,25 +208,21 @@ def _shard_name(path: Path, name: str) -> str:
     return name
 
 
-def embedding_name(architecture: Architecture) -> str:
-    """What the token embedding is called in a folder of this family."""
-    specs = families.tensor_specs(architecture)
-    return next(spec.hf.names[0] for spec in specs if spec.role == "embedding")
-
-
-def require_same_head(path: Path, tensors: Mapping[str, Tensor], embedding_name: str) -> None:
+def require_same_head(path: Path, weights: Weights, architecture: Architecture) -> None:
     """A tied model may hold its head as a second copy; it must then be the same.
 
     Raises:
         ModelLoadError: it differs.
     """
+    specs = families.tensor_specs(architecture)
+    name = next(spec.hf.names[0] for spec in specs if spec.role == "embedding")
+    names = families.hf_names(architecture, weights.tensors)
+    tensors = {names[held]: tensor for held, tensor in weights.tensors.items()}
     if HEAD not in tensors:
         return
-    head, embedding = tensors[HEAD], tensors.get(embedding_name)
+    head, embedding = tensors[HEAD], tensors.get(name)
     if embedding is None:
-        raise ModelLoadError(
-            path, f"has lm_head.weight and tied embeddings, but no {embedding_name}"
-        )
+        raise ModelLoadError(path, f"has lm_head.weight and tied embeddings, but no {name}")
     if not same_stored(head, embedding):
         raise ModelLoadError(
             path,

@@ -317,7 +317,7 @@ def test_a_softmax_router_that_no_deepseek_v2_has_is_named(changes, message):
 )
 def test_what_llama_cpp_does_not_compute_is_an_obstacle(family, changes, message):
     """Each was found by letting llama.cpp load or compute it (docs/spec/families.md)."""
-    assert message in " ".join(families.gguf_obstacles(read(family, **changes)))
+    assert message in " ".join(map(str, families.gguf_obstacles(read(family, **changes))))
 
 
 # Recipes
