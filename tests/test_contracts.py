@@ -28,14 +28,14 @@ LATENT = {
 SIZES: dict[str, dict[str, object]] = {
     "gpt2": {"num_kv_heads": 4, "rope_theta": None},
     "mixtral": {**EXPERTS, "intermediate_size": 48},
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), LATENT),
-    "olmoe": {**EXPERTS, "intermediate_size": 48},
     "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 56},
     "qwen3_moe": EXPERTS,
     "gpt_oss": {
         **EXPERTS, "intermediate_size": 48, "sliding_window": 8, "swiglu_limit": 7.0,
         "layer_types": ("sliding_attention", "full_attention"),
     },
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), LATENT),
+    "olmoe": {**EXPERTS, "intermediate_size": 48},
 }  # fmt: skip
 
 
