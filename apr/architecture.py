@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import prod
 from typing import Any
 
 from apr import contracts, rope
@@ -173,6 +174,11 @@ class Architecture:
         return self.is_mla and self.q_lora_rank is None
 
     @property
+    def biased_q_a(self) -> bool:
+        """Whether the first matrix of the low-rank pair has a bias."""
+        return self.attention_bias and not self.plain_q
+
+    @property
     def latent_size(self) -> int:
         """What MLA caches for a token and layer: the latent and the shared rotary key."""
         return (self.kv_lora_rank or 0) + (self.qk_rope_head_dim or 0)
@@ -247,7 +253,8 @@ class Architecture:
             out["architecture" if field.name == "family" else field.name] = value
         out["hf_architecture"] = contract["hf_architecture"]
         out["hf_model_type"] = contract["hf_model_type"]
-        out["rope_type"] = 2  # halves, as Hugging Face stores q and k
+        if self.position_embedding == "rotary":
+            out["rope_type"] = 2  # halves, as Hugging Face stores q and k
         return out
 
 
@@ -293,6 +300,12 @@ def from_metadata(metadata: Mapping[str, Any], where: StrPath) -> Architecture:
         raise InvalidFormat(where, "metadata has values of the wrong type: " + "; ".join(wrong))
     out = Architecture(**values)
     # Here and not in `check` alone: nothing could be computed from it, not even wrongly.
+    rules = contracts.load("metadata")["bounds"]
+    known = next(rule["one_of"] for rule in rules if rule["key"] == "hidden_act")
+    if out.hidden_act not in known:
+        raise InvalidFormat(
+            where, f"hidden_act {out.hidden_act!r} is unknown", f"known: {', '.join(known)}"
+        )
     scaling = out.rope_scaling
     problems = rope.problems(scaling, out.rotary_dim) if scaling is not None else []
     if problems:
@@ -334,14 +347,12 @@ def missing_keys(resolved: Mapping[str, Any]) -> list[str]:
     """Required keys that are absent, each with the names that were tried."""
     contract = contracts.load("metadata")
     family = resolved.get("architecture") or resolved.get("model_type")
-    needless: list[str] = []
-    required = list(contract["required"])
+    own: Mapping[str, Any] = {}
     if family in contracts.names("families"):
-        needless = contracts.load(f"families/{family}").get("not_required", [])
-        required += contracts.load(f"families/{family}").get("required", [])
+        own = contracts.load(f"families/{family}")
     out = []
-    for key in required:
-        if key not in needless and resolved.get(key) is None:
+    for key in [*contract["required"], *own.get("required", [])]:
+        if key not in own.get("not_required", []) and resolved.get(key) is None:
             tried = contract["aliases"].get(key, [])
             out.append(key + (f" (also tried {', '.join(tried)})" if tried else ""))
     return out
@@ -401,6 +412,29 @@ def violations(architecture: Architecture) -> list[Violation]:
             # 0 experts, an empty list: as good as absent.
             if getattr(architecture, key) and getattr(architecture, needed) is None:
                 out.append(Violation(rule["id"], f"{key} is given without {needed}: {rule['why']}"))
+        elif "sum" in rule or "product" in rule:
+            combine, sign = (sum, "+") if "sum" in rule else (prod, "*")
+            whole, *parts = rule.get("sum") or rule["product"]
+            values = [getattr(architecture, part) or 0 for part in parts]
+            if getattr(architecture, whole) != combine(values):
+                out.append(
+                    Violation(
+                        rule["id"],
+                        f"{whole} is {getattr(architecture, whole)}, not "
+                        f"{f' {sign} '.join(parts)}, which is {combine(values)}: {rule['why']}",
+                    )
+                )
+        elif "dense_first" in rule:
+            kinds = getattr(architecture, rule["dense_first"]) or ()
+            if list(kinds) != sorted(kinds):
+                out.append(
+                    Violation(rule["id"], f"a dense layer follows a sparse one: {rule['why']}")
+                )
+        elif "equal" in rule:
+            first, second = rule["equal"]
+            a, b = getattr(architecture, first), getattr(architecture, second)
+            if a != b:
+                out.append(Violation(rule["id"], f"{first} {a} is not {second} {b}: {rule['why']}"))
         elif "at_most" in rule:
             key, bound = rule["at_most"]
             a, b = getattr(architecture, key), getattr(architecture, bound)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from apr import contracts
+from apr.errors import InvalidFormat, StrPath
 
 TENSOR = "rope_freqs.weight"  # what each pair's frequency is divided by, at any length
 LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
@@ -78,6 +79,26 @@ def problems(scaling: Mapping[str, Any], rotary_dim: int | None = None) -> list[
         out.append("rotary scaling 'longrope' has fewer factors in one list than in the other")
     if kind == "dynamic" and rotary_dim == 2:
         out.append("rotary scaling 'dynamic' is not defined for a single pair")
+    return out
+
+
+def stated(
+    kind: object, parameters_found: Mapping[str, Any], where: StrPath, family: str
+) -> dict[str, Any]:
+    """A `rope_scaling` with the parameters of its kind and no others.
+
+    Raises:
+        InvalidFormat: the kind is not supported, or a parameter is missing or of no use.
+    """
+    known = parameters(kind)
+    if known is None:
+        raise InvalidFormat(where, f"rotary scaling {kind!r} is not supported for {family} yet")
+    found = parameters_found
+    out = {"rope_type": kind, **{key: found.get(key) for key in known.required}}
+    out |= {key: found[key] for key in known.optional if found.get(key) is not None}
+    wrong = problems(out)
+    if wrong:
+        raise InvalidFormat(where, "; ".join(wrong))
     return out
 
 

@@ -27,6 +27,7 @@ _NUMPY: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "I32": np.dtype("<i4"),
     "I64": np.dtype("<i8"),
+    "I16": np.dtype("<i2"),
     "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
 }
@@ -106,6 +107,7 @@ class Tensor:
             "F64": torch.float64,
             "I32": torch.int32,
             "I64": torch.int64,
+            "I16": torch.int16,
             "I8": torch.int8,
             "U8": torch.uint8,
         }
@@ -137,6 +139,7 @@ def from_torch(name: str, tensor: torch.Tensor) -> Tensor:
         torch.float64: "F64",
         torch.int32: "I32",
         torch.int64: "I64",
+        torch.int16: "I16",
         torch.int8: "I8",
         torch.uint8: "U8",
     }

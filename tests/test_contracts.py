@@ -18,10 +18,25 @@ SOUND = Architecture(
 
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
-# Sizes that a family needs beside those above.
-SIZES = {
+LATENT = {
+    **EXPERTS, "num_kv_heads": 4, "head_dim": 24, "q_lora_rank": 32, "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+    "num_shared_experts": 1, "shared_expert_intermediate_size": 48,
+    "mlp_layer_types": ("dense", "sparse"),
+}  # fmt: skip
+# What a family cannot be without, beside what every model has.
+SIZES: dict[str, dict[str, object]] = {
+    "gpt2": {"num_kv_heads": 4, "rope_theta": None},
     "mixtral": {**EXPERTS, "intermediate_size": 48},
-}
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), LATENT),
+    "olmoe": {**EXPERTS, "intermediate_size": 48},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 56},
+    "qwen3_moe": EXPERTS,
+    "gpt_oss": {
+        **EXPERTS, "intermediate_size": 48, "sliding_window": 8, "swiglu_limit": 7.0,
+        "layer_types": ("sliding_attention", "full_attention"),
+    },
+}  # fmt: skip
 
 
 def sound(family: str) -> Architecture:
@@ -80,13 +95,35 @@ CASES = [
     ("META-VARIATION", "qwen2", {"mlp_bias": True}),
     ("META-VARIATION", "qwen3", {"qk_norm": False}),
     ("META-VARIATION", "mistral", {"layer_types": ("full_attention",) * 2}),
+    ("META-ACT", "gpt2", {"hidden_act": "gelu_fast"}),
+    ("META-VARIATION", "gpt2", {"position_embedding": "rotary"}),
+    ("GPT2-WIDTH", "gpt2", {"head_dim": 8}),
+    ("GPT2-KV", "gpt2", {"num_kv_heads": 2}),
+    ("GPT2-SCALE", "gpt2", {"query_pre_attn_scalar": 2.0}),
+    ("BITNET-WIDTH", "bitnet", {"head_dim": 8}),
+    ("STARCODER2-BIAS", "starcoder2", {"mlp_bias": True}),
     ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 64}),
     ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 32}),
+    ("OLMOE-WIDTH", "olmoe", {"head_dim": 8}),
+    ("OLMOE-EXPERT-WIDTH", "olmoe", {"intermediate_size": 64}),
+    ("GPTOSS-WIDTH", "gpt_oss", {"intermediate_size": 64}),
     ("META-MLP-TYPES", "llama", {"mlp_layer_types": ("dense",)}),
     ("META-EXPERT-WIDTH", "llama", {"num_experts": 4}),
     ("META-EXPERTS-CHOSEN", "llama", {"num_experts": 4, "num_experts_per_tok": 5}),
     ("META-EXPERT-GROUPS", "llama", {"num_experts": 4, "num_expert_groups": 3}),
     ("META-GROUPS-CHOSEN", "llama", {"num_expert_groups": 2, "topk_groups": 3}),
+    ("DEEPSEEK-V2-HEADS", "deepseek_v2", {"num_kv_heads": 2}),
+    ("DEEPSEEK-V2-HEAD-DIM", "deepseek_v2", {"qk_nope_head_dim": 18}),
+    ("DEEPSEEK-V2-SHARED", "deepseek_v2", {"num_shared_experts": 2}),
+    ("DEEPSEEK-V2-DENSE-FIRST", "deepseek_v2", {"mlp_layer_types": ("sparse", "dense")}),
+    ("DEEPSEEK-V2-HIDDEN", "deepseek_v2", {"num_heads": 6, "num_kv_heads": 6}),
+    ("DEEPSEEK-V3-HEADS", "deepseek_v3", {"num_kv_heads": 1}),
+    ("DEEPSEEK-V3-HEAD-DIM", "deepseek_v3", {"head_dim": 26}),
+    ("DEEPSEEK-V3-SHARED", "deepseek_v3", {"shared_expert_intermediate_size": 40}),
+    ("DEEPSEEK-V3-DENSE-FIRST", "deepseek_v3", {"mlp_layer_types": ("sparse", "dense")}),
+    ("GLM4-MOE-LITE-HEADS", "glm4_moe_lite", {"num_kv_heads": 2}),
+    ("GLM4-MOE-LITE-HEAD-DIM", "glm4_moe_lite", {"qk_rope_head_dim": 10}),
+    ("GLM4-MOE-LITE-SHARED", "glm4_moe_lite", {"moe_intermediate_size": 40}),
 ]
 
 
@@ -98,6 +135,7 @@ def test_each_relation_can_fail(rule, family, change):
 def test_every_relation_and_choice_has_a_case_above():
     tested = {rule for rule, _, _ in CASES}
     stated = {r["id"] for r in contracts.load("metadata")["relations"]}
+    stated |= {r["id"] for r in contracts.load("metadata")["bounds"] if "one_of" in r}
     for family in families.known():
         contract = contracts.load(f"families/{family}")
         stated |= {r["id"] for r in contract.get("relations", [])}

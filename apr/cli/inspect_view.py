@@ -123,7 +123,8 @@ def _architecture(facts: Facts) -> list[Row]:
     for key, title in keys.items():
         value = stated.get(key)
         text = "MISSING" if value is None else names[value] if isinstance(value, bool) else value
-        if not (key == "tie_word_embeddings" and value is None):
+        # What a whole architecture does not have, it does not need (a rotary base).
+        if value is not None or not (key == "tie_word_embeddings" or facts.architecture):
             out.append((title, str(text)))
     if facts.architecture is not None:
         out += special(facts.architecture)

@@ -26,6 +26,9 @@ def pretrain(
     preset: str = typer.Option(
         None, help="Size: nanogpt-cpu, 1m, 3m, 10m, 30m, 60m, 125m, 370m, 1b."
     ),
+    family: str = typer.Option(
+        None, help="llama, mixtral, qwen3, gemma2, ...: any in contracts/families [default: llama]."
+    ),
     init: str = typer.Option(None, help="Model to go on from: its architecture and tokenizer."),
     mode: str = typer.Option(None, help="from-scratch, or continue (with --init)."),
     tie: bool = typer.Option(
@@ -156,11 +159,19 @@ def _show_prepared(prepared: Prepared) -> None:
     s, counts = prepared.settings, parameter_counts(prepared.architecture)
     _say(f"machine: {prepared.machine_text}")
     a = prepared.architecture
+    active = f", {counts['active']:,} active" if counts["active"] != counts["all"] else ""
     _say(
-        f"model: {a.family}, {counts['all']:,} parameters ({counts['outside_embedding']:,} outside "
-        f"the embedding): {a.num_layers} layers, {a.hidden_size} wide, {a.num_heads}/"
+        f"model: {a.family}, {counts['all']:,} parameters{active} ({counts['outside_embedding']:,} "
+        f"outside the embedding): {a.num_layers} layers, {a.hidden_size} wide, {a.num_heads}/"
         f"{a.num_kv_heads} heads, vocabulary {a.vocab_size:,}, context {a.max_position_embeddings}"
     )
+    if a.num_experts:
+        shared = f" and {a.num_shared_experts} shared" if a.num_shared_experts else ""
+        kept = f"loss x {s.aux_loss:g}" if s.aux_loss else "correction bias"
+        _say(
+            f"experts: {a.num_experts_per_tok} of {a.num_experts}{shared} for a token, each "
+            f"{a.moe_intermediate_size} wide, in {len(a.sparse_layers)} layers; balance by {kept}"
+        )
     _say(
         f"run: {s.mode}, {s.num_steps:,} steps of {s.batch_size} x {s.grad_accum} x {s.seq_length}"
         f" = {s.tokens_per_step:,} tokens, {s.schedule} from {s.lr:g}, {s.warmup_steps} warm-up"

@@ -76,11 +76,11 @@ class Reason:
 class Budget:
     """The judged budget. Tokens are tokens, losses nats per token, compute FLOPs (6 N D).
 
-    `tokens_per_parameter` is what the gate looks at: `worth_tokens` over `parameters` (all of
-    them). `optimal_*` split the same compute best; `predicted_loss` is for this N and
-    `worth_tokens`, `optimal_loss` for the optimum. `extrapolated` says which of N and D lie outside
-    the runs that the fit was made from; `untrained_loss` is ln(vocab_size), above which a
-    prediction says nothing.
+    `tokens_per_parameter` is what the gate looks at: `worth_tokens` over `parameters` (all that one
+    token uses; `parameters_total` counts every expert). `optimal_*` split the same compute best;
+    `predicted_loss` is for this N and `worth_tokens`, `optimal_loss` for the optimum.
+    `extrapolated` says which of N and D lie outside the runs that the fit was made from;
+    `untrained_loss` is ln(vocab_size), above which a prediction says nothing.
     """
 
     verdict: str
@@ -103,6 +103,7 @@ class Budget:
     untrained_loss: float
     fit: str
     extrapolated: tuple[str, ...]
+    parameters_total: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All figures, JSON-ready; the checkpoint's training record keeps this."""
@@ -114,7 +115,9 @@ class Budget:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Budget:
         """The inverse of `to_json`; keys that are not ours (`bypassed`) are left aside."""
-        values = {name: data[name] for name in cls.__dataclass_fields__}
+        # Files written before models had experts lack the total: there it is the same.
+        old = {"parameters_total": data["parameters"]}
+        values = {name: {**old, **data}[name] for name in cls.__dataclass_fields__}
         values["reasons"] = tuple(Reason(**reason) for reason in data["reasons"])
         values["extrapolated"] = tuple(data["extrapolated"])
         return cls(**values)
@@ -137,8 +140,8 @@ def judge(architecture: Architecture, *, unique_tokens: int, planned_tokens: int
     for name, value in (("unique", unique_tokens), ("planned", planned_tokens)):
         if value < 1:
             raise UsageError("budget", f"{value} {name} tokens leave nothing to train on")
-    everything = families.num_parameters(architecture)
-    outside = families.num_parameters(architecture, embedding=False)
+    everything = families.num_parameters(architecture, active=True)
+    outside = families.num_parameters(architecture, embedding=False, active=True)
     valued = worth(unique_tokens, planned_tokens)
     epochs = planned_tokens / unique_tokens
     compute = 6.0 * everything * planned_tokens
@@ -166,6 +169,7 @@ def judge(architecture: Architecture, *, unique_tokens: int, planned_tokens: int
         untrained_loss=math.log(architecture.vocab_size),
         fit=fit.name,
         extrapolated=_outside_the_fit(everything, valued),
+        parameters_total=families.num_parameters(architecture),
     )
 
 
@@ -210,8 +214,16 @@ def _rows(b: Budget) -> list[tuple[str, str, str]]:
     if b.predicted_loss > b.untrained_loss:
         remark = f"above ln(vocab) = {b.untrained_loss:.2f}, so it says nothing; {remark}"
     best = b.optimal_tokens / b.optimal_parameters
+    experts = b.parameters_total is not None and b.parameters_total != b.parameters
+    counted = "active" if experts else "all"
+    total = [("parameters with all experts", f"{b.parameters_total:,}", "shown, not gated")]
     return [
-        ("parameters (all)", f"{b.parameters:,}", "the gate's N"),
+        (
+            "parameters (active)" if experts else "parameters (all)",
+            f"{b.parameters:,}",
+            "the gate's N",
+        ),
+        *(total if experts else []),
         ("parameters outside the embedding", f"{b.parameters_outside_embedding:,}", ""),
         ("unique tokens", f"{b.unique_tokens:,}", "training split, duplicates dropped"),
         ("planned tokens", f"{b.planned_tokens:,}", ""),
@@ -224,7 +236,7 @@ def _rows(b: Budget) -> list[tuple[str, str, str]]:
         (
             "tokens per parameter",
             f"{b.tokens_per_parameter:.3g}",
-            "worth / all parameters; under 20 warns, under 10 is refused",
+            f"worth / {counted} parameters; under 20 warns, under 10 is refused",
         ),
         (
             "  outside the embedding",

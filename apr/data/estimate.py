@@ -58,22 +58,61 @@ def estimate_memory(
         weights=(4 if dtype == "float32" else 4 + ELEMENT_BYTES[dtype]) * parameters,
         gradients=4 * parameters,
         optimizer=8 * parameters,
-        activations=tokens * _saved_bytes_per_token(architecture, ELEMENT_BYTES[dtype]),
+        activations=tokens * _saved_bytes_per_token(architecture, seq_len, ELEMENT_BYTES[dtype]),
         logits=tokens * architecture.vocab_size * 3 * 4,
     )
 
 
-def _saved_bytes_per_token(architecture: Architecture, element: int) -> int:
+def _saved_bytes_per_token(architecture: Architecture, seq_len: int, element: int) -> int:
     """Bytes that forward keeps for backward, for each token, all layers."""
-    h, ffn = architecture.hidden_size, architecture.intermediate_size
-    q, kv = architecture.q_size, architecture.kv_size
+    a = architecture
+    h = a.hidden_size
     # A norm keeps its float32 input, the scaled one, and the result that the next matrices read.
-    norm = h * (4 + 4 + element)
+    # A layer norm keeps no scaled one. A norm after the matrices gives what is only added.
+    norm = h * (4 + element + (4 if a.norm_type == "rms" else 0))
+    norms = 4 * norm - 2 * h * element if a.block_norms == "both" else 2 * norm
+    experts = len(a.sparse_layers) * _experts_bytes(a, element)
+    dense = len(a.dense_layers) * _mlp_elements(a, a.intermediate_size) * element
+    return a.num_layers * (norms + _attention_bytes(a, seq_len, element)) + dense + experts + norm
+
+
+def _attention_bytes(a: Architecture, seq_len: int, element: int) -> int:
     # Rotated q and k, v, the attention's result and its float32 log-sum per head.
-    attention = (2 * q + 2 * kv) * element + 4 * architecture.num_heads
-    # gate, silu(gate), up, their product.
-    feed_forward = 4 * ffn * element
-    return architecture.num_layers * (2 * norm + attention + feed_forward) + norm
+    out = (a.q_size + 2 * a.kv_size + a.q_size) * element + 4 * a.num_heads
+    if a.is_mla:  # keys and values of all heads; both latents, through norms of their own
+        latents = (a.q_lora_rank or 0) + (a.kv_lora_rank or 0)
+        out = (2 * a.q_size + 2 * a.value_size) * element + latents * (8 + element)
+        out += 4 * a.num_heads
+        if a.v_head_dim != a.head_dim:  # no fused kernel for values of another width
+            out += a.num_heads * seq_len * element
+    if a.fused_qkv:  # v is a part of the one result, which stays whole for it
+        out += (a.q_size + a.kv_size) * element
+    if a.sub_norms:
+        out += a.q_size * 8
+    if a.qk_norm:
+        out += (a.q_size + a.kv_size) * (4 + element)
+    if a.attention_sinks or a.attn_logit_softcap is not None:
+        # Not fused: a row of scores for each head, as softmax gives it and as tanh does; k and v
+        # repeated for every query head.
+        rows = 4 + (element if element < 4 else 0) + (element if a.attn_logit_softcap else 0)
+        out += a.num_heads * seq_len * rows + 2 * (a.q_size - a.kv_size) * element
+    return out
+
+
+def _mlp_elements(a: Architecture, width: int) -> int:
+    # gate, silu(gate), up, their product; without a gate, what goes in and comes out of it.
+    # Clamps keep what they clamp.
+    kept = 7 if a.swiglu_limit is not None else 4 if a.mlp_gated else 2
+    return (kept + (2 if a.sub_norms else 0)) * width
+
+
+def _experts_bytes(a: Architecture, element: int) -> int:
+    # Each visited expert has its own copy of the token, and what it gives is kept to be weighed.
+    visited = a.num_experts_per_tok
+    width = a.moe_intermediate_size or 0
+    out = visited * (2 * a.hidden_size + _mlp_elements(a, width)) * element
+    out += _mlp_elements(a, a.shared_expert_intermediate_size or 0) * element
+    return out + a.num_experts * 4
 
 
 def estimate_seconds(

@@ -14,7 +14,7 @@ Which tensors there are, their shapes and their names in both worlds is data:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from math import prod
@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
-from apr.families import rotary
-from apr.families.obstacles import Obstacle, shared_obstacles
+from apr.families import latent, obstacles, rotary
+from apr.families.obstacles import Obstacle
 
 if TYPE_CHECKING:
     from apr.tensors import Tensor
@@ -53,12 +53,14 @@ class Place:
     `names` are the tensors there that it is made of, `recipe` is how (apr/formats/recipes.py).
     `index` is its place along the first dimension where several share one tensor (experts), and
     `count` is a number that the recipe needs: of heads, or which part of a shared tensor it is.
+    `width` is how many rows at the end of each head are meant, 0 for all.
     """
 
     names: tuple[str, ...]
     recipe: str = "plain"
     index: int | None = None
     count: int = 0
+    width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class TensorSpec:
     """One tensor that a model of the family has, under its canonical name: that of the decoder and
     of `.apr` files.
 
-    `role`: embedding, norm, attention, feed_forward, expert, head.
+    `role`: embedding, positions, norm, attention, feed_forward, router, expert, head.
     """
 
     name: str
@@ -168,20 +170,24 @@ def as_opened_from_gguf(architecture: Architecture) -> Architecture:
 def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
     """What this model does that no GGUF of its family can say to llama.cpp; empty if nothing."""
     own = getattr(by_name(architecture.family), "gguf_obstacles", None)
-    return shared_obstacles(architecture) + (own(architecture) if own else [])
-
-
-def copies_head(architecture: Architecture) -> bool:
-    """Whether a GGUF of this model holds its tied head as a second copy of the embedding, because
-    llama.cpp asks for one.
-    """
-    lacks = contracts.load(f"families/{architecture.family}").get("gguf_lacks", [])
-    return architecture.tie_word_embeddings and "tied_head" in lacks
+    out = obstacles.shared(architecture)
+    if architecture.is_mla:
+        out += latent.gguf_obstacles(architecture)
+    out += [Obstacle("rope_scaling", *found) for found in rotary.gguf_obstacles(architecture)]
+    return out + (own(architecture) if own else [])
 
 
 def gguf_caveats(architecture: Architecture) -> list[str]:
     """What whoever loads the GGUF must know to get the same logits; a sentence each."""
     return rotary.gguf_caveats(architecture)
+
+
+def writes_tied_head(architecture: Architecture) -> bool:
+    """Whether a GGUF needs a copy of the embedding as its head, because llama.cpp wants one there
+    for the family's architecture.
+    """
+    lacks = contracts.load(f"families/{architecture.family}").get("gguf_lacks", [])
+    return architecture.tie_word_embeddings and "tied_head" in lacks
 
 
 def tensor_specs(architecture: Architecture) -> list[TensorSpec]:
@@ -225,8 +231,31 @@ def _place(
     count = int(rule.get("part", 0))
     if world == "gguf" and "permute" in rule:
         recipe, count = "heads", int(getattr(architecture, rule["permute"]))
+    width = 0
+    if world == "gguf" and "rotary_end" in rule and not architecture.rope_interleave:
+        heads = rule["rotary_end"]
+        count = heads if isinstance(heads, int) else int(getattr(architecture, heads))
+        recipe, width = "heads", architecture.rotary_dim
     names = tuple(template.format(i=layer, e=expert) for template in templates)
-    return Place(names, recipe, expert if shared else None, count)
+    return Place(names, recipe, expert if shared else None, count, width)
+
+
+def hf_names(architecture: Architecture, names: Iterable[str]) -> dict[str, str]:
+    """The names of a folder's tensors as the contract has them, by the folder's own.
+
+    Where the contract gives an `hf_prefix`, a folder may leave it out, as one saved from the bare
+    model does; transformers loads it all the same.
+    """
+    held = list(names)
+    prefix = contracts.load(f"families/{architecture.family}").get("hf_prefix")
+    if prefix is None:
+        return {name: name for name in held}
+    expected = {name for spec in tensor_specs(architecture) for name in spec.hf.names}
+    taken = set(held)
+    return {
+        name: prefix + name if name not in expected and prefix + name in expected - taken else name
+        for name in held
+    }
 
 
 def ignored_hf_tensor(architecture: Architecture, name: str) -> bool:
@@ -262,14 +291,14 @@ def tensor_problems(architecture: Architecture, tensors: Mapping[str, Tensor]) -
 def num_parameters(
     architecture: Architecture, *, embedding: bool = True, active: bool = False
 ) -> int:
-    """Number of parameters; without `embedding`, those outside the token embedding and head;
+    """Number of parameters; without `embedding`, those outside the embeddings and head;
     `active`: those that one token uses, of the experts only as many as it visits.
 
     A tied head is counted once. This is the N of the budget gate (docs/spec/training.md).
     """
     total = in_experts = 0
     for spec in tensor_specs(architecture):
-        if not embedding and spec.role in ("embedding", "head"):
+        if not embedding and spec.role in ("embedding", "positions", "head"):
             continue
         if spec.role == "expert":
             in_experts += prod(spec.shape)

@@ -8,6 +8,7 @@ is that of the full layers alone, in all three worlds.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from apr.architecture import Architecture
@@ -53,8 +54,10 @@ def from_hf(config: Mapping[str, Any], where: StrPath) -> Architecture:
 
 def to_hf(architecture: Architecture) -> dict[str, Any]:
     """The `config.json`, as transformers 4 and 5 both read it."""
+    # The sliding layers' base is always said: an absent one would be another, not the same.
+    local = architecture.rope_local_theta or architecture.rope_theta
     return dense.to_hf(
-        architecture,
+        replace(architecture, rope_local_theta=local),
         **gemma2.common_to_hf(architecture),
         final_logit_softcapping=architecture.final_logit_softcap,
     )

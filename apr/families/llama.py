@@ -2,8 +2,6 @@
 
 Reference: transformers' `models/llama`; GGUF keys: llama.cpp's `llama` architecture, in which
 Mistral is stored too: without a window the two are the same, and such a file opens as a Llama.
-Rotary scaling other than the default is refused until the rotary kinds are supported in all three
-worlds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a model does that no GGUF of its family can say to llama.cpp.
 
 Found by comparing, family by family; a contract's `gguf_lacks` names those that several families
-share, and a family's module may add its own in `gguf_obstacles(architecture)`.
+share, `gguf_computes` and `gguf_loads` the values of fields that llama.cpp's architecture is made
+for, and a family's module may add its own in `gguf_obstacles(architecture)`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any
 
 from apr import contracts
 from apr.architecture import Architecture
-from apr.families import rotary
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Obstacle:
         return self.text
 
 
-def shared_obstacles(architecture: Architecture) -> list[Obstacle]:
-    """Those that the contract names, and those of the rotary embedding."""
+def shared(architecture: Architecture) -> list[Obstacle]:
+    """Those that the contract names in `gguf_lacks`."""
     contract = contracts.load(f"families/{architecture.family}")
     lacks = contract.get("gguf_lacks", [])
     reader = f"llama.cpp's {contract['gguf_architecture']!r}"
@@ -48,12 +48,21 @@ def shared_obstacles(architecture: Architecture) -> list[Obstacle]:
                 {"sliding_window": None, "layer_types": None},
             )
         )
-    if "attention_bias" in lacks and architecture.attention_bias:
+    for key, where in (("attention_bias", "attn_output"), ("mlp_bias", "ffn_down")):
+        if key in lacks and getattr(architecture, key):
+            out.append(
+                Obstacle(
+                    key,
+                    f"{key} is true, and {reader} has no bias on {where}: it would not load the "
+                    "file at all",
+                )
+            )
+    if "untied_head" in lacks and not architecture.tie_word_embeddings:
         out.append(
             Obstacle(
-                "attention_bias",
-                f"attention_bias is true, and {reader} has no bias on attn_output: it would not "
-                "load the file at all",
+                "tie_word_embeddings",
+                f"tie_word_embeddings is false, and {reader} always takes the embedding for its "
+                "head: it would not load the file at all",
             )
         )
     if "head_dim" in lacks and architecture.q_size != architecture.hidden_size:
@@ -65,7 +74,12 @@ def shared_obstacles(architecture: Architecture) -> list[Obstacle]:
                 "it would not load the file at all",
             )
         )
-    for text in rotary.gguf_obstacles(architecture):
-        unscaled = {"rope_scaling": None} if "'dynamic'" in text else None
-        out.append(Obstacle("rope_scaling", text, unscaled))
+    for key, taken in contract.get("gguf_computes", {}).items():
+        if (value := getattr(architecture, key)) not in taken:
+            text = f"{key} is {value!r}, and {reader} computes with {taken[0]!r} whatever the file "
+            out.append(Obstacle(key, f"{text}says: every logit would differ", {key: taken[0]}))
+    for key, taken in contract.get("gguf_loads", {}).items():
+        if (value := getattr(architecture, key)) not in taken:
+            text = f"{key} is {value!r}, and {reader} knows only {taken[0]!r}"
+            out.append(Obstacle(key, f"{text}: it would not load the file at all"))
     return out

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from apr.formats import recipes
 from apr.formats.gguf_reader import GgufFile
 from apr.formats.gguf_statement import ARCHITECTURE, PlannedGguf, applied
 from apr.formats.opened import OpenedModel
-from apr.mapped import release
+from apr.mapped import same_stored
 from apr.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 TOKENS = "tokenizer.ggml.tokens"
 TRAINING = "apr.training"  # our own key: the training record, as JSON
 INEXACT = "apr.inexact"  # ours: what an export with --allow-inexact left out, as JSON
-ROPE_SCALING = rotary.OWN_KEY  # ours too, as JSON
 EXACT = "apr.exact."  # ours: then a tensor's name; the values that its sum with one has rounded
+ROPE_SCALING = rotary.OWN_KEY  # ours too, as JSON
 # GGUF's general keys that have a name of their own in `.apr` metadata.
 GENERAL = {
     "general.name": "name",
@@ -158,7 +159,17 @@ def read_architecture(file: GgufFile, *, check_tokens: bool = True) -> Architect
     by_keys = architecture_by_keys(file)
     if ARCHITECTURE not in file.fields:
         return by_keys
-    return applied(by_keys, _json_object(file, ARCHITECTURE), family_fields(file), file.path)
+    stated = _json_object(file, ARCHITECTURE)
+    found = applied(by_keys, stated, family_fields(file), file.path)
+    if families.writes_tied_head(found) and not _head_is_a_copy(file):
+        return replace(found, tie_word_embeddings=False)  # llama.cpp computes with this head
+    return found
+
+
+def _head_is_a_copy(file: GgufFile) -> bool:
+    """Whether the head is the embedding once more (a quantizer may have treated it otherwise)."""
+    head, embedding = file.tensors.get(HEAD), file.tensors.get(EMBEDDING)
+    return head is not None and embedding is not None and same_stored(head, embedding)
 
 
 def architecture_by_keys(file: GgufFile | PlannedGguf) -> Architecture:
@@ -184,31 +195,11 @@ def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, T
     follows = set(rotary.gguf_tensors(architecture))
     if architecture.rope_scaling is None:
         follows = {rope.TENSOR}  # divisors of one, or the file would not have been opened
-    if families.copies_head(architecture) and HEAD in file.tensors:
-        _require_same_head(file)
+    if families.writes_tied_head(architecture):
         follows.add(HEAD)
     held = {name: t for name, t in file.tensors.items() if name not in follows}
     specs = families.tensor_specs(architecture)
     return recipes.canonical("gguf", specs, held, architecture, lambda n: _exact(file, n))
-
-
-def _require_same_head(file: GgufFile) -> None:
-    head, embedding = file.tensors[HEAD], file.tensors.get(EMBEDDING)
-    same = embedding is not None and embedding.dtype == head.dtype
-    if same and embedding is not None:
-        ours, theirs = head.raw(), embedding.raw()
-        step = 16 << 20
-        for start in range(0, ours.size, step):
-            first, second = ours[start : start + step], theirs[start : start + step]
-            same = same and np.array_equal(first, second)
-            release(first)
-            release(second)
-    if not same:
-        raise InvalidFormat(
-            file.path,
-            f"{ARCHITECTURE} ties the head to the embedding, but tensor {HEAD} differs from it",
-            "one of the two was changed; export the model again",
-        )
 
 
 def _exact(file: GgufFile, name: str) -> list[float] | None:

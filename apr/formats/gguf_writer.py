@@ -24,7 +24,6 @@ from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
 from apr.families import TensorSpec, rotary
 from apr.formats import recipes
 from apr.formats.gguf_model import (
-    EMBEDDING,
     EXACT,
     GENERAL,
     HEAD,
@@ -54,10 +53,20 @@ FILE_TYPES = {
     "Q4_K": 15,
     "Q5_K": 17,
     "Q6_K": 18,
+    "IQ2_XXS": 19,
+    "IQ2_XS": 20,
+    "IQ3_XXS": 23,
+    "IQ1_S": 24,
+    "IQ4_NL": 25,
+    "IQ3_S": 26,
+    "IQ2_S": 28,
+    "IQ4_XS": 30,
+    "IQ1_M": 31,
     "BF16": 32,
     "TQ1_0": 36,
     "TQ2_0": 37,
     "MXFP4": 38,
+    "NVFP4": 39,
 }
 _TYPE_IDS = {name: type_id for type_id, (name, _) in SCALARS.items()}
 
@@ -132,14 +141,14 @@ def gguf_tensors(
         held = {name: sources.watch(tensor) for name, tensor in held.items()}
 
     def choose(tensor: Tensor, spec: TensorSpec) -> DType:
-        if spec.role == "router" and asked is not None and asked.is_block:
-            return DTYPES["F32"]  # a rounded router would send tokens to other experts
+        if spec.role in ("router", "positions") and asked is not None and asked.is_block:
+            # A rounded router would send tokens to other experts; positions are few.
+            return DTYPES["F32"]
         return chosen_dtype(tensor, asked, "gguf")
 
     out = recipes.write("gguf", specs, held, architecture, choose)
-    if families.copies_head(architecture):
-        embedding = next(tensor for tensor in out if tensor.name == EMBEDDING)
-        out.append(replace(embedding, name=HEAD))
+    if families.writes_tied_head(architecture):
+        out.append(replace(out[0], name=HEAD))  # the contract's first tensor is the embedding
     return out + _rotary_divisors(architecture)
 
 
@@ -176,10 +185,10 @@ def gguf_fields(
     scaling = rotary.own_key(architecture)
     if scaling is not None:
         out[ROPE_SCALING] = json.dumps(scaling, separators=(",", ":"))
-    if model.metadata.get("inexact"):
-        out[INEXACT] = json.dumps(model.metadata["inexact"], ensure_ascii=False)
     lost = recipes.lost_by_adding(families.tensor_specs(architecture), model.tensors)
     out.update((EXACT + name, values) for name, values in lost.items())
+    if model.metadata.get("inexact"):
+        out[INEXACT] = json.dumps(model.metadata["inexact"], ensure_ascii=False)
     if model.training is not None:
         out[TRAINING] = json.dumps(model.training, ensure_ascii=False, separators=(",", ":"))
     tokenizer = model.require_tokenizer()
@@ -234,6 +243,8 @@ def _value(key: str, value: Any) -> bytes:
     """A value with its type in front: numbers are u32, i32 or f32 unless they do not fit."""
     if isinstance(value, str):
         return struct.pack("<I", STRING) + _string(value)
+    if isinstance(value, bytes):  # an array of bytes
+        return struct.pack("<IIQ", ARRAY, _TYPE_IDS["u8"], len(value)) + value
     if isinstance(value, (list, tuple)):
         return struct.pack("<I", ARRAY) + _array(key, value)
     kind = _scalar_type(key, [value])

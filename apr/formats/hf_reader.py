@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from apr import families
 from apr.architecture import Architecture
 from apr.errors import CorruptFile, InvalidFormat, ModelLoadError, NotFound
 from apr.formats import recipes
 from apr.formats.opened import OpenedModel
 from apr.formats.safetensors_file import SafetensorsFile
-from apr.mapped import release, unreadable
+from apr.mapped import same_stored, unreadable
 from apr.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -66,7 +64,7 @@ def open_hf(path: Path) -> OpenedModel:
     architecture = read_architecture(path, config)
     weights = read_weights(path)
     if architecture.tie_word_embeddings:
-        require_same_head(path, weights.tensors, embedding_name(architecture))
+        require_same_head(path, weights, architecture)
     return OpenedModel(
         path=path,
         format="hf",
@@ -82,8 +80,9 @@ def canonical_tensors(weights: Weights, architecture: Architecture) -> dict[str,
     """The learned tensors under canonical names: without computed buffers, without what the family
     does not use, and without the second copy of a tied head.
     """
+    names = families.hf_names(architecture, weights.tensors)
     held = {
-        name: tensor
+        names[name]: tensor
         for name, tensor in weights.tensors.items()
         if not name.endswith(_COMPUTED)
         and not (name == HEAD and architecture.tie_word_embeddings)
@@ -209,35 +208,22 @@ def _shard_name(path: Path, name: str) -> str:
     return name
 
 
-def embedding_name(architecture: Architecture) -> str:
-    """What the token embedding is called in a folder of this family."""
-    specs = families.tensor_specs(architecture)
-    return next(spec.hf.names[0] for spec in specs if spec.role == "embedding")
-
-
-def require_same_head(path: Path, tensors: Mapping[str, Tensor], embedding_name: str) -> None:
+def require_same_head(path: Path, weights: Weights, architecture: Architecture) -> None:
     """A tied model may hold its head as a second copy; it must then be the same.
 
     Raises:
         ModelLoadError: it differs.
     """
+    specs = families.tensor_specs(architecture)
+    name = next(spec.hf.names[0] for spec in specs if spec.role == "embedding")
+    names = families.hf_names(architecture, weights.tensors)
+    tensors = {names[held]: tensor for held, tensor in weights.tensors.items()}
     if HEAD not in tensors:
         return
-    head, embedding = tensors[HEAD], tensors.get(embedding_name)
+    head, embedding = tensors[HEAD], tensors.get(name)
     if embedding is None:
-        raise ModelLoadError(
-            path, f"has lm_head.weight and tied embeddings, but no {embedding_name}"
-        )
-    same = head.dtype == embedding.dtype and head.shape == embedding.shape
-    if same:
-        first, second = head.raw(), embedding.raw()
-        step = 16 << 20
-        for start in range(0, first.size, step):
-            ours, theirs = first[start : start + step], second[start : start + step]
-            same = same and bool(np.array_equal(ours, theirs))
-            release(ours)
-            release(theirs)
-    if not same:
+        raise ModelLoadError(path, f"has lm_head.weight and tied embeddings, but no {name}")
+    if not same_stored(head, embedding):
         raise ModelLoadError(
             path,
             "config.json ties the head to the embedding, but lm_head.weight differs from it",

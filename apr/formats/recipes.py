@@ -29,7 +29,7 @@ Choose = Callable[[Tensor, TensorSpec], DType]
 # The true values of a tensor there that could not hold them, by its name; None where it could.
 Exact = Callable[[str], Sequence[float] | None]
 # Recipes that keep rows whole: they work on the bytes of every type with rows.
-_WHOLE_ROWS = frozenset({"plain", "heads", "stack"})
+_WHOLE_ROWS = frozenset({"plain", "squeezed", "heads", "stack"})
 
 
 def read(
@@ -51,9 +51,12 @@ def read(
     recipe = place.recipe
     if recipe == "plain":
         return first
+    if recipe == "squeezed":  # one row; there, a vector or a matrix of one row
+        one_row = first.shape in (spec.shape, spec.shape[1:])
+        return replace(first, shape=spec.shape) if one_row else first
     if recipe == "heads":
         fits = first.shape == spec.shape
-        return permuted(first, place.count, to_gguf=False) if fits else first
+        return permuted(first, place.count, place.width, to_gguf=False) if fits else first
     if recipe == "stack":
         assert place.index is not None
         return _element(first, place.index) if len(first.shape) == len(spec.shape) + 1 else first
@@ -176,33 +179,35 @@ def _minus_one(stored: Tensor, stated: Sequence[float] | None) -> Tensor:
     return replace(stored, dtype=DTYPES["F32"], load=load, stream=None)
 
 
-def row_order(rows: int, heads: int, *, to_gguf: bool) -> npt.NDArray[np.int64]:
+def row_order(rows: int, heads: int, width: int = 0, *, to_gguf: bool) -> npt.NDArray[np.int64]:
     """Where each row of the result comes from, `[rows]`.
 
     Hugging Face turns the two halves of a head against each other (row i with row i + d/2), GGUF's
-    `llama` turns neighbours (row 2i with 2i + 1).
+    `llama` and `deepseek2` turn neighbours (row 2i with 2i + 1). Where only the last `width` rows
+    of each head turn, the others stay.
     """
-    index = np.arange(rows, dtype=np.int64)
-    if to_gguf:
-        return index.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
-    return index.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+    index = np.arange(rows, dtype=np.int64).reshape(heads, -1)
+    turning = index[:, -width:]  # all for a width of 0
+    pairs = turning.reshape((heads, 2, -1) if to_gguf else (heads, -1, 2))
+    index[:, -width:] = pairs.swapaxes(1, 2).reshape(heads, -1)
+    return index.reshape(-1)
 
 
-def permuted(tensor: Tensor, heads: int, *, to_gguf: bool) -> Tensor:
+def permuted(tensor: Tensor, heads: int, width: int = 0, *, to_gguf: bool) -> Tensor:
     """The tensor with its rows reordered when it is loaded (a copy of this one tensor).
 
     Raises:
         InvalidFormat: the rows are not two halves for each head, or the type has no rows.
     """
     rows = tensor.shape[0]
-    if heads < 1 or rows % (2 * heads):
+    if heads < 1 or rows % heads or (width or rows // heads) % 2:
         raise InvalidFormat(
             tensor.name, f"has {rows} rows, which are not {heads} heads of an even width"
         )
 
     def load() -> Bytes:
         stored = tensor.raw()
-        order = row_order(rows, heads, to_gguf=to_gguf)
+        order = row_order(rows, heads, width, to_gguf=to_gguf)
         reordered = stored.reshape(rows, -1)[order].reshape(-1)
         release(stored)
         return reordered
@@ -222,9 +227,11 @@ def _whole_rows(
     dtype = choose(source, members[0])
     if first.recipe == "plain":
         return recoded(source, dtype)
+    if first.recipe == "squeezed":
+        return replace(recoded(source, dtype), shape=source.shape[1:])
     if source.dtype.header_bytes or source.dtype.name == "APR_Q4":  # no rows of their own
-        return permuted(recoded(source, dtype), first.count, to_gguf=True)
-    return recoded(permuted(source, first.count, to_gguf=True), dtype)
+        return permuted(recoded(source, dtype), first.count, first.width, to_gguf=True)
+    return recoded(permuted(source, first.count, first.width, to_gguf=True), dtype)
 
 
 def _element(tensor: Tensor, index: int) -> Tensor:

@@ -103,8 +103,7 @@ def _folder(path: Path) -> OpenedModel:
                 )
             )
     if architecture is not None and architecture.tie_word_embeddings and weights is not None:
-        name = hf.embedding_name(architecture)
-        found.ask(lambda: hf.require_same_head(path, weights.tensors, name))
+        found.ask(lambda: hf.require_same_head(path, weights, architecture))
     tensors = None
     if architecture is not None and weights is not None:
         tensors = hf.canonical_tensors(weights, architecture)

@@ -16,6 +16,7 @@ from apr.errors import AprError, NotFound, StrPath
 from apr.formats.gguf_model import canonical_tensors, read_architecture, read_metadata
 from apr.formats.gguf_reader import Fields, GgufFile
 from apr.formats.hf_reader import TRAINING, read_json, read_weights
+from apr.formats.hf_reader import canonical_tensors as canonical_hf_tensors
 from apr.formats.hf_reader import read_architecture as read_hf_architecture
 from apr.formats.hf_reader import read_config as read_hf_config
 from apr.formats.hf_reader import read_metadata as read_hf_metadata
@@ -34,6 +35,7 @@ _GGUF_STATED = {
     "feed_forward_length": "intermediate_size",
     "context_length": "max_position_embeddings",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.layer_norm_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
     "vocab_size": "vocab_size",
 }
@@ -234,6 +236,7 @@ def _hf(path: Path) -> Facts:
     architecture: Architecture | None = None
     tensors: Mapping[str, Tensor] = {}
     size = 0
+    weights = None
     try:
         architecture = read_hf_architecture(path, config)
     except AprError as error:
@@ -254,11 +257,12 @@ def _hf(path: Path) -> Facts:
     except AprError as error:
         problems.append(Problem(error.what, error.hint or "mend tokenizer.json", RUNNING))
     rows = architecture.vocab_size if architecture else None
-    model = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not (name == "lm_head.weight" and architecture and architecture.tie_word_embeddings)
-    }
+    model, roles = tensors, {}
+    if architecture is not None and weights is not None:
+        model = canonical_hf_tensors(weights, architecture)
+        names = families.hf_names(architecture, tensors)
+        by_name = {n: spec.role for spec in _specs(architecture) for n in spec.hf.names}
+        roles = {name: by_name[names[name]] for name in tensors if names[name] in by_name}
     if tensors:
         problems += _shared_problems(architecture, model)
     if tokenizer is not None or not (path / "tokenizer.json").is_file():
@@ -272,7 +276,7 @@ def _hf(path: Path) -> Facts:
         size_bytes=size,
         tensors=tensors,
         canonical=model,
-        roles=_roles(architecture, tensors),
+        roles=roles,
         family=config.get("model_type"),
         stated=arch.resolve_aliases({**config, "architecture": config.get("model_type")}),
         architecture=architecture,

@@ -37,7 +37,7 @@ def forward_flops_per_token(architecture: Architecture, context: int) -> float:
         min(context, architecture.window(layer) or context)
         for layer in range(architecture.num_layers)
     )
-    attention = 2 * seen * architecture.q_size
+    attention = seen * (architecture.q_size + architecture.value_size)
     return 2.0 * (matrices + head) + 2.0 * attention
 
 

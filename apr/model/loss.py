@@ -15,22 +15,25 @@ from torch.utils.checkpoint import checkpoint
 MAX_LOGITS = 1 << 28  # elements held at once: 1 GiB in float32
 
 
-def token_losses(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def token_losses(
+    hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None
+) -> Tensor:
     """Cross-entropy in nats of every position, `[batch, seq]`, float32.
 
     Args:
         hidden: states after the last norm, `[batch, seq, hidden]`.
         head: weight of the head, `[vocab, hidden]`.
         targets: token ids, `[batch, seq]`.
+        softcap: logits become softcap * tanh(logit / softcap), as in `Decoder.logits`.
     """
     flat, wanted = hidden.flatten(0, 1), targets.flatten()
     rows = max(1, MAX_LOGITS // head.shape[0])
     if flat.shape[0] <= rows:
-        losses = _losses(flat, head, wanted)
+        losses = _losses(flat, head, wanted, softcap)
     else:
         losses = torch.cat(
             [
-                _part(part, head, ids)
+                _part(part, head, ids, softcap)
                 for part, ids in zip(
                     torch.split(flat, rows), torch.split(wanted, rows), strict=True
                 )
@@ -39,13 +42,15 @@ def token_losses(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     return losses.view(targets.shape)
 
 
-def _part(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def _part(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
     if not torch.is_grad_enabled():
-        return _losses(hidden, head, targets)
-    result: Tensor = checkpoint(_losses, hidden, head, targets, use_reentrant=False)
+        return _losses(hidden, head, targets, softcap)
+    result: Tensor = checkpoint(_losses, hidden, head, targets, softcap, use_reentrant=False)
     return result
 
 
-def _losses(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def _losses(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
     logits = F.linear(hidden, head).float()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     return F.cross_entropy(logits, targets, reduction="none")

@@ -39,7 +39,8 @@ class Router(nn.Module):
         """
         arch = self.arch
         bias = None if self.bias is None else self.bias.float()
-        logits = F.linear(x.float(), self.weight.float(), bias)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(x.float(), self.weight.float(), bias)
         scores = logits.sigmoid() if arch.router_scoring == "sigmoid" else logits.softmax(dim=-1)
         choice = scores
         if self.e_score_correction_bias is not None:
@@ -50,7 +51,7 @@ class Router(nn.Module):
         weights = scores.gather(-1, chosen)
         if arch.norm_topk_prob:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
-        if self.training:
+        if self.training and torch.is_grad_enabled():
             self.probabilities, self.chosen = scores, chosen
         return (weights * arch.routed_scaling_factor).to(x.dtype), chosen
 
@@ -78,7 +79,7 @@ class MoE(nn.Module):
             for _ in range(arch.num_experts)
         )
         shared = arch.shared_expert_intermediate_size
-        self.shared_expert = MLP(arch, shared, bias=False) if shared else None
+        self.shared_expert = MLP(arch, shared, bias=arch.mlp_bias) if shared else None
         self.shared_expert_gate = (
             nn.Linear(arch.hidden_size, 1, bias=False) if arch.shared_expert_gate else None
         )
@@ -87,19 +88,17 @@ class MoE(nn.Module):
         """Feed forward, `[..., hidden]`: each token through its experts."""
         flat = x.flatten(0, -2)
         weights, chosen = self.gate(flat)
-        out = torch.zeros_like(flat)
-        # Sorted by expert, so that each expert gets its tokens in one piece.
+        # Sorted by expert, so that each expert gets its tokens in one piece; then put back in order
+        # and added up, in the same order on every device (an index_add on CUDA has none).
         flat_choice = chosen.flatten()
         order = flat_choice.argsort(stable=True)
         counts = flat_choice.bincount(minlength=len(self.experts)).tolist()
-        tokens = order // chosen.shape[-1]
-        start = 0
-        for expert, count in zip(self.experts, counts, strict=True):
-            if count:
-                rows = tokens[start : start + count]
-                share = weights.flatten()[order[start : start + count], None]
-                out = out.index_add(0, rows, expert(flat[rows]) * share)
-            start += count
+        parts = torch.split(flat[order // chosen.shape[-1]], counts)
+        done = [
+            expert(part) for expert, part in zip(self.experts, parts, strict=True) if part.shape[0]
+        ]
+        visits = torch.cat(done)[order.argsort()].view(*chosen.shape, -1)
+        out: Tensor = (visits * weights.unsqueeze(-1)).sum(dim=1)
         if self.shared_expert is not None:
             shared = self.shared_expert(flat)
             if self.shared_expert_gate is not None:

@@ -92,17 +92,25 @@ def encode_apr_q4(values: Float32) -> Bytes:
     return out.reshape(-1)
 
 
-def decode_apr_q4(raw: Bytes, count: int) -> Float32:
-    """The first `count` values of APR_Q4 blocks, float32 `[count]`."""
-    blocks = raw.reshape(-1, 18)
-    scale = blocks[:, :2].copy().view("<f2").astype(np.float32)
-    packed = blocks[:, 2:]
-    out = np.empty((len(blocks), BLOCK), dtype=np.float32)
-    out[:, 0::2] = packed & 0x0F
-    out[:, 1::2] = packed >> 4
-    out -= 8
-    out *= scale
-    return out.reshape(-1)[:count]
+def decode_apr_q4(raw: Bytes, out: Float32) -> None:
+    """The first values of APR_Q4 blocks into `out`, `[n]`; only the last block may be partial."""
+    whole = out.size // BLOCK
+    if out.size % BLOCK:
+        last = np.empty(BLOCK, dtype=np.float32)
+        decode_apr_q4(raw[whole * 18 :], last)
+        out[whole * BLOCK :] = last[: out.size % BLOCK]
+    blocks = raw[: whole * 18].reshape(-1, 18)
+    scale = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
+    # Both codes of a byte as the two bytes of a word, the low one first.
+    codes = blocks[:, 2:].astype("<u2")
+    codes |= codes << 4
+    codes &= 0x0F0F
+    values = codes.view(np.int8)
+    values -= 8
+    rows = out[: whole * BLOCK].reshape(-1, BLOCK)
+    np.copyto(rows, values)
+    with np.errstate(invalid="ignore"):
+        rows *= scale
 
 
 def apr_q8_scale(largest_magnitude: float) -> np.float32:
@@ -118,11 +126,11 @@ def encode_apr_q8(values: Float32, scale: np.float32) -> Bytes:
     return quotient.astype(np.int8).view(np.uint8)
 
 
-def decode_apr_q8(raw: Bytes, scale: np.float32) -> Float32:
-    """Int8 quotients times the tensor's scale, float32 `[n]`."""
-    out = raw.view(np.int8).astype(np.float32)
-    out *= scale
-    return out
+def decode_apr_q8(raw: Bytes, scale: np.float32, out: Float32) -> None:
+    """Int8 quotients times the tensor's scale into `out`, `[n]`."""
+    np.copyto(out, raw.view(np.int8))
+    with np.errstate(all="ignore"):
+        out *= scale
 
 
 def encode_q8_0(values: Float32) -> Bytes:
@@ -140,13 +148,4 @@ def encode_q8_0(values: Float32) -> Bytes:
     # A scale so small that its reciprocal overflows: such a block is zero in f16 anyway.
     inverse[~np.isfinite(inverse)] = 0
     out[:, 2:] = round_half_away(blocks * inverse[:, None]).astype(np.int8).view(np.uint8)
-    return out.reshape(-1)
-
-
-def decode_q8_0(raw: Bytes) -> Float32:
-    """Blocks of Q8_0 as float32, `[n]`."""
-    blocks = raw.reshape(-1, 34)
-    scale = blocks[:, :2].copy().view("<f2").astype(np.float32)
-    out = blocks[:, 2:].view(np.int8).astype(np.float32)
-    out *= scale
     return out.reshape(-1)

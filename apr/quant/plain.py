@@ -22,6 +22,7 @@ _NUMPY: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "I32": np.dtype("<i4"),
     "I64": np.dtype("<i8"),
+    "I16": np.dtype("<i2"),
     "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
 }
@@ -29,13 +30,15 @@ DECODABLE = frozenset(_NUMPY) | {"BF16"}
 ENCODABLE = frozenset({"F32", "F16", "BF16", "F64"})
 
 
-def decode_plain(name: str, raw: Bytes) -> Float32:
-    """The elements as float32, `[n]`; a view of `raw` where it already is float32."""
+def decode_plain(name: str, raw: Bytes, out: Float32) -> None:
+    """The elements as float32 into `out`, `[n]`."""
     if name == "BF16":
-        wide = raw.view("<u2").astype(np.uint32)
-        wide <<= 16
-        return wide.view(np.float32)
-    return raw.view(_NUMPY[name]).astype(np.float32, copy=False)
+        bits = out.view(np.uint32)
+        np.copyto(bits, raw.view("<u2"))
+        bits <<= 16
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.copyto(out, raw.view(_NUMPY[name]), casting="same_kind")
 
 
 def encode_plain(name: str, values: Float32) -> Bytes:

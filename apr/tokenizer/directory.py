@@ -1,9 +1,9 @@
 """A tokenizer as a folder: Hugging Face's files, and one record of our own.
 
-`tokenizer.json` holds the tokenizer, `tokenizer_config.json` the special tokens and the chat
-template, `generation_config.json` and `config.json` further end tokens; `apr-tokenizer.json` holds
-what none of them can (fillers, the pre-tokenizer's name, how it was trained). Written so that
-`AutoTokenizer.from_pretrained` loads it with nothing added.
+`tokenizer.json` or `tokenizer.model` holds the tokenizer, `tokenizer_config.json` the special
+tokens and the chat template, `generation_config.json` and `config.json` further end tokens;
+`apr-tokenizer.json` holds what none of them can (fillers, the pre-tokenizer's name, scores, how it
+was trained). Written so that `AutoTokenizer.from_pretrained` loads it with nothing added.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from typing import Any
 
 from apr import atomic
 from apr.errors import CorruptFile, InvalidFormat, NotFound, StorageError
+from apr.tokenizer import from_model
 from apr.tokenizer import spec as specs
 from apr.tokenizer.tokenizer import Tokenizer
 
 RECORD = "apr-tokenizer.json"
+_FILES = ("tokenizer.json", "tokenizer.model")
+_TRAIN = "make one with: apr tokenize train --dataset PATH --vocab-size N --pre qwen2 -o DIR"
 # Entries of tokenizer_config.json that `apr` states itself; all others are kept as they are.
 _OWN = (
     "bos_token", "eos_token", "pad_token", "unk_token", "chat_template", "added_tokens_decoder",
@@ -28,16 +31,18 @@ _OWN = (
 
 def read(path: Path) -> Tokenizer:
     """The tokenizer of a folder; see `Tokenizer.from_directory`."""
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file() or (not path.is_dir() and path.name != "tokenizer.json"):
-        raise NotFound(
-            path,
-            "holds no tokenizer.json" if path.is_dir() else "is no folder with a tokenizer.json",
-            "make one with: apr tokenize train --dataset PATH --vocab-size N --pre qwen2 -o DIR",
-        )
+    file = _file(path)
     folder = file.parent
-    spec = specs.check(read_json(file), file)
     config = _optional(folder / "tokenizer_config.json")
+    # Older folders state special tokens there alone; a null in the config still says "none".
+    config = {**_optional(folder / "special_tokens_map.json"), **config}
+    scores: tuple[float, ...] | None = None
+    own: Mapping[str, int] = {}
+    if file.suffix == ".model":
+        source = from_model.read(file, config, _optional(folder / "added_tokens.json"))
+        spec, own, scores = specs.check(source.spec, file), source.ids, source.scores
+    else:
+        spec = specs.check(read_json(file), file)
     by_text = {text: id for id, text in specs.known_tokens(spec).items()}
     record = _optional(folder / RECORD)
     others = [_optional(folder / name) for name in ("generation_config.json", "config.json")]
@@ -48,12 +53,14 @@ def read(path: Path) -> Tokenizer:
             return None
         if text not in by_text:
             raise InvalidFormat(
-                folder / "tokenizer_config.json",
-                f"its {key} {text!r} is no token of tokenizer.json",
+                folder / "tokenizer_config.json", f"its {key} {text!r} is no token of {file.name}"
             )
         return by_text[text]
 
     ids = {name: named(f"{name}_token") for name in ("bos", "eos", "pad", "unk")}
+    for name, id in own.items():
+        if f"{name}_token" not in config:
+            ids[name] = id
     eos = [] if ids["eos"] is None else [ids["eos"]]
     for other in others:
         eos += _ids(other.get("eos_token_id"), folder)
@@ -62,6 +69,7 @@ def read(path: Path) -> Tokenizer:
         if ids[name] is None and f"{name}_token" not in config:
             found = [id for other in others for id in _ids(other.get(f"{name}_token_id"), folder)]
             ids[name] = found[0] if found else None
+    stated = record.get("scores")
     tokenizer = Tokenizer(
         spec=spec,
         vocab_size=max(specs.minimum_size(spec), int(record.get("vocab_size", 0))),
@@ -72,8 +80,22 @@ def read(path: Path) -> Tokenizer:
         chat_template=_chat_template(folder, config),
         config={key: value for key, value in config.items() if key not in _OWN},
         record=record.get("training") or {},
+        scores=tuple(stated) if isinstance(stated, list) else scores,
+        stated_pre=record.get("pre_type"),
     )
     return _with_record(tokenizer, record, folder)
+
+
+def _file(path: Path) -> Path:
+    """The file that holds the tokenizer: tokenizer.json goes before tokenizer.model."""
+    if not path.is_dir():
+        if path.is_file() and path.name in _FILES:
+            return path
+        raise NotFound(path, f"is no folder with a {' or '.join(_FILES)}", _TRAIN)
+    for name in _FILES:
+        if (path / name).is_file():
+            return path / name
+    raise NotFound(path, f"holds no {' and no '.join(_FILES)}", _TRAIN)
 
 
 def _with_record(tokenizer: Tokenizer, record: Mapping[str, Any], folder: Path) -> Tokenizer:
@@ -114,6 +136,8 @@ def write(tokenizer: Tokenizer, path: Path) -> None:
         "pre_type": tokenizer.pre_type,
         "vocab_size": tokenizer.vocab_size,
         "training": dict(tokenizer.record) or None,
+        # tokenizer.json states the order of a BPE's pieces, not their scores.
+        "scores": None if tokenizer.scores is None else list(tokenizer.scores),
     }
     files = {
         "tokenizer.json": json.dumps(tokenizer.spec, ensure_ascii=False, indent=1),

@@ -26,6 +26,8 @@ def write(tokenizer: Tokenizer) -> dict[str, Any]:
         InvalidFormat: the spec could not be given back exactly (a defect, never seen).
     """
     parts = specs.split(tokenizer.spec, tokenizer.vocab_size)
+    if tokenizer.scores is not None and "scores" not in parts.layout:
+        parts.layout["bpe_scores"] = list(tokenizer.scores)
     if specs.join(parts) != tokenizer.spec:
         raise InvalidFormat("tokenizer", "cannot be embedded: it would not come out as it went in")
     tokens = parts.vocabulary
@@ -94,6 +96,7 @@ def read(metadata: Mapping[str, Any]) -> Tokenizer | None:
         joined = specs.join(specs.Parts(vocabulary, merges, rest, layout))
     except (TypeError, ValueError, IndexError, AttributeError) as error:
         raise InvalidFormat("tokenizer.layout", f"does not fit the vocabulary ({error})") from error
+    stated_pre = metadata.get("tokenizer.pre_type")
     tokenizer = Tokenizer(
         spec=specs.check(joined, "tokenizer.spec"),
         vocab_size=len(vocabulary),
@@ -104,9 +107,10 @@ def read(metadata: Mapping[str, Any]) -> Tokenizer | None:
         chat_template=metadata.get("chat_template"),
         config=metadata.get("tokenizer.config") or {},
         record=metadata.get("tokenizer.record") or {},
+        scores=_scores(layout),
+        stated_pre=stated_pre if isinstance(stated_pre, str) else None,
     )
-    stated_pre = metadata.get("tokenizer.pre_type")
-    if stated_pre is not None and stated_pre != tokenizer.pre_type:
+    if stated_pre is not None and not tokenizer.may_be_called(stated_pre):
         raise InvalidFormat(
             "tokenizer.pre_type", f"says {stated_pre!r}, the spec is {tokenizer.pre_type!r}"
         )
@@ -127,6 +131,15 @@ def _from_flat_keys(
         "tokenizer.chat_template": metadata.get("chat_template"),
     }
     return ggufkeys.read({key: value for key, value in kv.items() if value is not None})
+
+
+def _scores(layout: Mapping[str, Any]) -> tuple[float, ...] | None:
+    scores = layout.get("bpe_scores")
+    if scores is None:
+        return None
+    if not isinstance(scores, list) or not all(type(s) in (int, float) for s in scores):
+        raise InvalidFormat("tokenizer.layout", "its scores are no list of numbers")
+    return tuple(float(score) for score in scores)
 
 
 def _eos(metadata: Mapping[str, Any]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 from apr.errors import InvalidFormat, StrPath
 
 Json = dict[str, Any]
-SUPPORTED_MODELS = ("BPE",)
+SUPPORTED_MODELS = ("BPE", "Unigram")
 MAX_TOKENS = 1 << 20  # META-VOCAB's upper bound: a sparse id must not allocate a huge list
 
 
@@ -39,6 +39,9 @@ def check(spec: Any, where: StrPath) -> Json:
             f"supported: {', '.join(SUPPORTED_MODELS)}",
         )
     vocab, merges = model.get("vocab"), model.get("merges")
+    if kind == "Unigram":
+        _check_unigram(model, where)
+        vocab, merges = {}, []
     if not isinstance(vocab, dict) or not isinstance(merges, list):
         raise InvalidFormat(where, "its BPE model lacks 'vocab' or 'merges'")
     for token, id in vocab.items():
@@ -58,6 +61,18 @@ def check(spec: Any, where: StrPath) -> Json:
     return spec
 
 
+def _check_unigram(model: Json, where: StrPath) -> None:
+    vocab, unknown = model.get("vocab"), model.get("unk_id")
+    if not isinstance(vocab, list) or not vocab or len(vocab) > MAX_TOKENS:
+        raise InvalidFormat(where, f"its Unigram model lacks a list 'vocab' of 1 to {MAX_TOKENS}")
+    for entry in vocab:
+        pair = isinstance(entry, list) and len(entry) == 2 and type(entry[0]) is str
+        if not pair or type(entry[1]) not in (int, float):
+            raise InvalidFormat(where, f"piece {entry!r} is no pair of text and score")
+    if unknown is not None and (type(unknown) is not int or not 0 <= unknown < len(vocab)):
+        raise InvalidFormat(where, f"its unk_id {unknown!r} is none of the {len(vocab)} pieces")
+
+
 _RANGE = f"ids go from 0 to {MAX_TOKENS - 1}"
 
 
@@ -66,10 +81,23 @@ def added_tokens(spec: Mapping[str, Any]) -> dict[int, Json]:
     return {token["id"]: token for token in spec.get("added_tokens") or []}
 
 
+def is_unigram(spec: Mapping[str, Any]) -> bool:
+    """Whether the model is a Unigram: pieces with scores, and no merges."""
+    return str(spec["model"].get("type")) == "Unigram"
+
+
+def model_entries(spec: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """The entries of the model's own vocabulary, as (text, id)."""
+    vocab = spec["model"]["vocab"]
+    if is_unigram(spec):
+        return [(text, id) for id, (text, _) in enumerate(vocab)]
+    return list(vocab.items())
+
+
 def known_tokens(spec: Mapping[str, Any]) -> dict[int, str]:
     """The text of every id that the spec names; an added token goes before the vocabulary."""
     table: dict[int, str] = {}
-    for token, id in spec["model"]["vocab"].items():
+    for token, id in model_entries(spec):
         table.setdefault(id, token)
     table.update((id, token["content"]) for id, token in added_tokens(spec).items())
     return table
@@ -103,17 +131,31 @@ def token_list(spec: Mapping[str, Any], size: int) -> list[str]:
 
 
 def merge_pairs(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The merges as pairs, whichever form the file has."""
+    """The merges as pairs, whichever form the file has; a Unigram has none."""
     out = []
-    for merge in spec["model"]["merges"]:
+    for merge in spec["model"].get("merges", []):
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
         out.append((left, right))
     return out
 
 
+def step_types(section: Any) -> set[str]:
+    """The types of all steps of a normalizer, pre-tokenizer, decoder or post-processor section."""
+    if not isinstance(section, Mapping):
+        return set()
+    found = {str(section.get("type"))}
+    for key in ("decoders", "pretokenizers", "normalizers", "processors"):
+        for step in section.get(key) or []:
+            found |= step_types(step)
+    return found
+
+
 @dataclass(frozen=True)
 class Parts:
-    """A spec taken apart: token list, merges as "a b", the rest, and how to put it together."""
+    """A spec taken apart: token list, merges as "a b", the rest, and how to put it together.
+
+    A Unigram's scores stand in the layout.
+    """
 
     vocabulary: list[str]
     merges: list[str]
@@ -123,21 +165,28 @@ class Parts:
 
 def split(spec: Mapping[str, Any], size: int) -> Parts:
     """Take a spec apart, the token list padded with fillers to `size`."""
-    vocab: dict[str, int] = spec["model"]["vocab"]
     vocabulary = token_list(spec, size)
     known = known_tokens(spec)
-    # What the list cannot say: entries of the model's vocabulary whose id shows another text.
-    hidden = {token: id for token, id in vocab.items() if vocabulary[id] != token}
-    merges = spec["model"]["merges"]
-    as_strings = bool(merges) and isinstance(merges[0], str)
-    joined = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    entries = model_entries(spec)
+    own = set(entries)
     layout: Json = {
         "fillers": ranges(id for id in range(size) if id not in known),
-        "added_only": ranges(id for id, text in known.items() if vocab.get(text) != id),
-        "merges": "strings" if as_strings else "pairs",
+        "added_only": ranges(id for id, text in known.items() if (text, id) not in own),
     }
+    # What the list cannot say: entries of the model's vocabulary whose id shows another text.
+    hidden = [(text, id) for text, id in entries if vocabulary[id] != text]
+    model = {key: value for key, value in spec["model"].items() if key not in ("vocab", "merges")}
+    if is_unigram(spec):
+        layout["scores"] = [score for _, score in spec["model"]["vocab"]]
+        if hidden:
+            layout["hidden_pieces"] = [[id, text] for text, id in hidden]
+        return Parts(vocabulary, [], {**spec, "model": model}, layout)
     if hidden:
-        layout["hidden"] = hidden
+        layout["hidden"] = dict(hidden)
+    merges = spec["model"]["merges"]
+    as_strings = bool(merges) and isinstance(merges[0], str)
+    layout["merges"] = "strings" if as_strings else "pairs"
+    joined = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     # "a b" is ambiguous where a part holds a space itself: those stand here as they are.
     spaced = {
         str(index): merge
@@ -147,7 +196,6 @@ def split(spec: Mapping[str, Any], size: int) -> Parts:
     }
     if spaced:
         layout["merges_with_space"] = spaced
-    model = {key: value for key, value in spec["model"].items() if key not in ("vocab", "merges")}
     return Parts(vocabulary, joined, {**spec, "model": model}, layout)
 
 
@@ -158,6 +206,18 @@ def join(parts: Parts) -> Json:
         InvalidFormat: the parts do not fit together.
     """
     layout = parts.layout
+    rest = dict(parts.rest)
+    model = rest.get("model", {})
+    if "scores" in layout:
+        scores = layout["scores"]
+        if not isinstance(scores, list) or len(scores) > len(parts.vocabulary):
+            raise ValueError("more scores than pieces")
+        texts = dict(enumerate(parts.vocabulary[: len(scores)])) | {
+            int(id): text for id, text in layout.get("hidden_pieces", [])
+        }
+        pieces = [[texts[id], score] for id, score in enumerate(scores)]
+        rest["model"] = {**model, "vocab": pieces}
+        return rest
     absent = {*members(layout.get("fillers", [])), *members(layout.get("added_only", []))}
     vocab = {token: id for id, token in enumerate(parts.vocabulary) if id not in absent}
     vocab.update(layout.get("hidden", {}))
@@ -165,8 +225,7 @@ def join(parts: Parts) -> Json:
     merges: list[Any] = [m.split(" ", 1) for m in parts.merges] if as_pairs else list(parts.merges)
     for index, merge in layout.get("merges_with_space", {}).items():
         merges[int(index)] = merge
-    rest = dict(parts.rest)
-    rest["model"] = {**rest.get("model", {}), "vocab": vocab, "merges": merges}
+    rest["model"] = {**model, "vocab": vocab, "merges": merges}
     return rest
 
 
@@ -194,7 +253,8 @@ def fingerprint(spec: Mapping[str, Any], end_of_text: int | None) -> str:
     """
     left_out = ("version", "truncation", "padding")
     view = {key: value for key, value in spec.items() if key not in left_out}
-    view["model"] = {**spec["model"], "merges": merge_pairs(spec)}
+    if not is_unigram(spec):
+        view["model"] = {**spec["model"], "merges": merge_pairs(spec)}
     view["end_of_text"] = end_of_text
     text = json.dumps(view, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -34,6 +34,10 @@ class Tokenizer:
         chat_template: Jinja text, None where the model has none.
         config: further entries of tokenizer_config.json that transformers reads, kept as they are.
         record: how `apr` trained it; empty where it did not.
+        scores: of SentencePiece's pieces, by id (float32); None where the source states none. A
+            BPE's merges keep their order alone, so that they would be lost otherwise.
+        stated_pre: the pre-tokenizer's name in the source; kept as `pre_type` where llama.cpp has
+            several names for what this one does.
     """
 
     spec: specs.Json = field(repr=False)
@@ -45,6 +49,8 @@ class Tokenizer:
     chat_template: str | None = field(default=None, repr=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     record: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    scores: tuple[float, ...] | None = field(default=None, repr=False)
+    stated_pre: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         least = specs.minimum_size(self.spec)
@@ -69,16 +75,30 @@ class Tokenizer:
     @cached_property
     def pre_type(self) -> str | None:
         """llama.cpp's name for the pre-tokenizer, recognised by what it does; None: it has none."""
-        return pretokenizers.recognise(self.spec)
+        from apr.tokenizer import recognition
+
+        found = recognition.recognition(self.spec)
+        stated = self.stated_pre
+        if stated is not None and pretokenizers.canonical(stated) in found.siblings:
+            return stated
+        return found.name
+
+    def may_be_called(self, name: str) -> bool:
+        """Whether a pre-tokenizer's name stands for how this one splits."""
+        from apr.tokenizer import recognition
+
+        return pretokenizers.canonical(name) in recognition.recognition(self.spec).names
 
     @cached_property
     def is_byte_level(self) -> bool:
         """Whether tokens are written in the byte alphabet (GPT-2's), not as text."""
-        return "ByteLevel" in _step_types(self.spec.get("decoder"))
+        return "ByteLevel" in specs.step_types(self.spec.get("decoder"))
 
     @property
     def gguf_model(self) -> str:
-        """The value of `tokenizer.ggml.model`: gpt2 for byte-level BPE, llama for SentencePiece."""
+        """`tokenizer.ggml.model`: gpt2 is byte-level BPE, llama SentencePiece's, t5 Unigram."""
+        if specs.is_unigram(self.spec):
+            return "t5"
         return "gpt2" if self.is_byte_level else "llama"
 
     @cached_property
@@ -89,18 +109,9 @@ class Tokenizer:
     @cached_property
     def gguf_caveats(self) -> list[str]:
         """Where llama.cpp's reading of this tokenizer gives other ids, a sentence each."""
-        out = []
-        if (self.spec.get("normalizer") or {}).get("type") == "NFC":
-            out.append("llama.cpp does not apply the NFC normalizer: text that is not NFC differs")
-        if self.gguf_model != "gpt2":
-            return out  # SentencePiece has no pre-tokenizer; nothing to name
-        if self.pre_type is None:
-            out.append("llama.cpp has no name for this pre-tokenizer")
-        else:
-            theirs = bool(pretokenizers.rules(self.pre_type)["ignore_merges"])
-            if theirs != bool(self.spec["model"].get("ignore_merges", False)):
-                out.append(f"llama.cpp sets ignore_merges to {str(theirs).lower()} here")
-        return out
+        from apr.tokenizer import caveats
+
+        return caveats.of(self)
 
     def tokens(self) -> list[str]:
         """Token texts by id, fillers included."""
@@ -227,7 +238,8 @@ class Tokenizer:
             return text.encode("utf-8")
         if self.is_byte_level:
             return alphabet.to_bytes(text)
-        if byte_token(text) is not None and "ByteFallback" in _step_types(self.spec.get("decoder")):
+        decoder = specs.step_types(self.spec.get("decoder"))
+        if byte_token(text) is not None and "ByteFallback" in decoder:
             return bytes([int(text[3:5], 16)])
         return text.replace("\u2581", " ").encode("utf-8")
 
@@ -321,16 +333,24 @@ class Tokenizer:
 
         return ggufkeys.read(kv)
 
-    def to_gguf(self, vocab_size: int | None = None) -> dict[str, Any]:
+    def to_gguf(
+        self, vocab_size: int | None = None, *, allow_inexact: bool = False
+    ) -> dict[str, Any]:
         """The `tokenizer.*` keys of a GGUF, the token list padded to `vocab_size` (rows).
 
+        Args:
+            vocab_size: tokens in the list; by default as many as this one has.
+            allow_inexact: write what llama.cpp cannot do alike as the nearest that it can.
+
         Raises:
-            FeatureUnavailable: llama.cpp has no name for what this tokenizer does.
+            FeatureUnavailable: llama.cpp has no name for what this tokenizer does; the first text
+                that it would cut otherwise is shown.
             InvalidFormat: `vocab_size` is too small.
         """
         from apr.tokenizer import ggufkeys
 
-        return ggufkeys.write(self if vocab_size is None else self.resized(vocab_size))
+        tokenizer = self if vocab_size is None else self.resized(vocab_size)
+        return ggufkeys.write(tokenizer, allow_inexact=allow_inexact)
 
 
 def build(spec: specs.Json, where: StrPath) -> Backend:
@@ -342,13 +362,33 @@ def build(spec: specs.Json, where: StrPath) -> Backend:
     from tokenizers import Tokenizer as Library
 
     usable = {**spec, "truncation": None, "padding": None}
-    usable["model"] = {"type": "BPE", **spec["model"], "dropout": None}
+    usable["model"] = _with_all_ids(spec, where)
     try:
         return Library.from_str(json.dumps(usable))
     except BaseException as error:  # the library panics (not an Exception) on some input
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise InvalidFormat(where, f"the tokenizers library refuses it ({error})") from error
+
+
+def _with_all_ids(spec: specs.Json, where: StrPath) -> specs.Json:
+    """The model, with the added tokens in its vocabulary where their ids have gaps.
+
+    The library numbers added tokens that the model does not know one by one behind it, whatever
+    ids they state.
+    """
+    model: specs.Json = {"type": "BPE", **spec["model"]}
+    known = {text for text, _ in specs.model_entries(spec)}
+    entries = spec.get("added_tokens") or []
+    missing = {t["content"]: t["id"] for t in entries if t["content"] not in known}
+    first = len(known)
+    if list(missing.values()) == list(range(first, first + len(missing))):
+        missing = {}
+    if specs.is_unigram(spec):
+        if missing:
+            raise InvalidFormat(where, "its added tokens do not follow its pieces one by one")
+        return model
+    return model | {"vocab": {**model["vocab"], **missing}, "dropout": None}
 
 
 def byte_token(text: str) -> int | None:
@@ -359,17 +399,6 @@ def byte_token(text: str) -> int | None:
         except ValueError:
             return None
     return None
-
-
-def _step_types(section: Any) -> set[str]:
-    """The types of all steps of a normalizer, pre-tokenizer or decoder section."""
-    if not isinstance(section, Mapping):
-        return set()
-    found = {str(section.get("type"))}
-    for key in ("decoders", "pretokenizers", "normalizers", "processors"):
-        for step in section.get(key) or []:
-            found |= _step_types(step)
-    return found
 
 
 def _surrogate_in(text: str) -> UnicodeEncodeError | None:

@@ -14,7 +14,7 @@ from typing import Any
 from apr.errors import InvalidFormat, UsageError
 from apr.tokenizer import alphabet, pretokenizers
 from apr.tokenizer import spec as specs
-from apr.tokenizer.ggufkeys import added_token
+from apr.tokenizer.pieces import added_token
 from apr.tokenizer.tokenizer import Tokenizer
 
 SMALLEST = 257  # every byte, and end-of-text

@@ -39,6 +39,7 @@ class TrainConfig:
     run_dir: str | None = None
     mode: str | None = None
     preset: str | None = None
+    family: str | None = None
     init: str | None = None
     tie: bool | None = None
     # how long
@@ -236,6 +237,10 @@ def check(config: TrainConfig) -> None:
             "is missing",
             "train one with: apr tokenize train --dataset PATH --vocab-size N -o DIR",
         )
+    if config.family is not None:
+        from apr.train.presets import check_family
+
+        check_family(config.family)
     if config.init is None and config.preset is None:
         from apr.train.presets import names
 

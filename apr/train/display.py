@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
+    from apr.train.balance import Balance
+
 
 @dataclass(frozen=True, slots=True)
 class Figures:
@@ -33,6 +35,7 @@ class Figures:
     validation_loss: float | None = None
     validation_se: float | None = None
     bits_per_byte: float | None = None
+    balance: Balance | None = None
 
     def parts(self) -> list[tuple[str, str]]:
         """Names and values, in the order in which they are shown."""
@@ -45,6 +48,7 @@ class Figures:
             ("bits/byte", "-" if self.bits_per_byte is None else f"{self.bits_per_byte:.3f}"),
             ("lr", f"{self.lr:.2e}"),
             ("grad", f"{self.grad_norm:.2f}"),
+            *([] if self.balance is None else [("experts", self.balance.text())]),
             ("tok/s", speed),
             ("MFU", mfu),
             ("unique", count_text(self.unique_tokens)),

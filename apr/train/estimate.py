@@ -1,7 +1,8 @@
 """What a run will cost, before it starts: memory from the architecture, time from measured steps.
 
 Time is measured, not looked up: models of the same width with one and two layers train for a few
-steps on the real device, and the line through both is drawn out to the real depth.
+steps on the real device, and the line through both is drawn out to the real depth; for each kind of
+layer (with experts or without, with a window or without) on its own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import torch
 from apr.architecture import Architecture
 from apr.data.estimate import ELEMENT_BYTES, Memory, estimate_memory
 from apr.model.decoder import Decoder, initialize
-from apr.model.loss import MAX_LOGITS, token_losses
+from apr.model.loss import MAX_LOGITS
+from apr.train.balance import Experts
+from apr.train.evaluate import model_losses
 from apr.train.optimizer import make_optimizer
 from apr.train.settings import Settings
 
@@ -47,9 +50,13 @@ def estimate(architecture: Architecture, settings: Settings) -> Estimate:
     bounded = MAX_LOGITS * (4 + ELEMENT_BYTES[s.dtype])
     memory = replace(memory, logits=min(memory.logits, bounded))
     layers = architecture.num_layers
-    one = _probe(replace(architecture, num_layers=1), s)
-    two = _probe(replace(architecture, num_layers=2), s)
-    per_token = one + (layers - 1) * max(two - one, 0.05 * one)
+    per_token = 0.0
+    for i, count in kinds_of_layer(architecture).items():
+        one = _probe(_of_layers(architecture, [i]), s)
+        two = _probe(_of_layers(architecture, [i, i]), s)
+        layer = max(two - one, 0.05 * one)
+        # What is no layer (embedding, head, loss) is in each probe; it counts once.
+        per_token += count * layer + (one - layer if per_token == 0.0 else 0.0)
     return Estimate(
         memory=memory,
         checkpoint_bytes=memory.weights,
@@ -61,6 +68,25 @@ def estimate(architecture: Architecture, settings: Settings) -> Estimate:
     )
 
 
+def kinds_of_layer(architecture: Architecture) -> dict[int, int]:
+    """How many layers are like each first of its kind, by that one's number."""
+    a = architecture
+    sparse = set(a.sparse_layers)
+    kinds = [(i in sparse, a.window(i)) for i in range(a.num_layers)]
+    return {kinds.index(kind): kinds.count(kind) for kind in dict.fromkeys(kinds)}
+
+
+def _of_layers(architecture: Architecture, layers: list[int]) -> Architecture:
+    """A model of these layers alone."""
+    a = architecture
+    return replace(
+        a,
+        num_layers=len(layers),
+        layer_types=a.layer_types and tuple(a.layer_types[i] for i in layers),
+        mlp_layer_types=a.mlp_layer_types and tuple(a.mlp_layer_types[i] for i in layers),
+    )
+
+
 def _probe(architecture: Architecture, settings: Settings) -> float:
     """Seconds per token of a training step."""
     device = torch.device(settings.device)
@@ -69,6 +95,7 @@ def _probe(architecture: Architecture, settings: Settings) -> float:
     model = Decoder(architecture)
     initialize(model, torch.Generator().manual_seed(0))
     model.to(device)
+    experts = Experts(model, settings.aux_loss)
     optimizer = make_optimizer(model, lr=1e-4, beta1=0.9, beta2=0.95, weight_decay=0.1)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, architecture.vocab_size, (batch, seq + 1), generator=generator)
@@ -79,11 +106,13 @@ def _probe(architecture: Architecture, settings: Settings) -> float:
     for _ in range(PROBE_STEPS + 1):
         start = _clock(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            loss = token_losses(model.hidden(ids[:, :-1]), model.lm_head.weight, ids[:, 1:]).mean()
-        torch.autograd.backward(loss)
+            loss = model_losses(model, model.hidden(ids[:, :-1]), ids[:, 1:]).mean()
+        extra = experts.after_forward()
+        torch.autograd.backward(loss if extra is None else loss + extra)
         middle = _clock(device)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        experts.after_step()
         optimizer.zero_grad(set_to_none=True)
         times.append(middle - start)
         tails.append(_clock(device) - middle)

@@ -96,6 +96,12 @@ def byte_lengths(tokenizer: Tokenizer, vocab_size: int) -> npt.NDArray[np.int64]
     return lengths
 
 
+def model_losses(model: Decoder, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """`token_losses` with the head and the soft cap of this model, `[batch, seq]`."""
+    cap = model.architecture.final_logit_softcap
+    return token_losses(hidden, model.lm_head.weight, targets, cap)
+
+
 def evaluate(
     model: Decoder, windows: Windows, *, step: int, batch_size: int, autocast: Autocast
 ) -> Evaluation:
@@ -106,7 +112,7 @@ def evaluate(
         for part in torch.split(windows.ids, batch_size):
             ids = part.to(device)
             with autocast():
-                losses = token_losses(model.hidden(ids[:, :-1]), model.lm_head.weight, ids[:, 1:])
+                losses = model_losses(model, model.hidden(ids[:, :-1]), ids[:, 1:])
             means.append(losses.double().mean(dim=1).cpu())
     per_sequence = torch.cat(means).numpy()
     loss = float(per_sequence.mean())
@@ -127,7 +133,7 @@ def probe(model: Decoder, windows: Windows) -> dict[str, Any]:
     device = model.lm_head.weight.device
     with torch.inference_mode():
         states = model.hidden(ids[None, :-1].to(device))
-        losses = token_losses(states, model.lm_head.weight, ids[None, 1:].to(device))
+        losses = model_losses(model, states, ids[None, 1:].to(device))
     return {"ids": ids.tolist(), "loss": float(losses.double().mean()), "dtype": "float32"}
 
 
@@ -155,7 +161,7 @@ def sample(
     with torch.inference_mode():
         for _ in range(count):
             ids = torch.tensor([feed], device=device)
-            logits = model.lm_head(model.hidden(ids, cache)[:, -1]).float().cpu()[0]
+            logits = model.logits(model.hidden(ids, cache)[:, -1]).float().cpu()[0]
             chosen = int(
                 torch.multinomial((logits / TEMPERATURE).softmax(-1), 1, generator=generator)
             )

@@ -7,13 +7,10 @@ queued before the host waits for their figures, and nothing is ever saved unjudg
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -22,13 +19,14 @@ import torch
 
 from apr.errors import TrainingDiverged
 from apr.model.costs import peaks, train_flops_per_token
-from apr.model.loss import token_losses
 from apr.train import save, state
+from apr.train.balance import Balance, Experts
 from apr.train.display import Figures, escaped, loss_text
-from apr.train.evaluate import Evaluation, evaluate, probe, sample
+from apr.train.evaluate import Evaluation, evaluate, model_losses, probe, sample
 from apr.train.log import draw_curve
 from apr.train.optimizer import set_lr
 from apr.train.parts import Parts, Progress
+from apr.train.signals import stop_signals
 from apr.train.stops import Divergence, EarlyStop
 
 QUEUED_STEPS = 10  # on CUDA, before the host waits
@@ -51,11 +49,14 @@ class Trainer:
         self.divergence = Divergence(p.model.architecture.vocab_size, s.warmup_steps)
         self.early = EarlyStop(s.patience)
         self.stop_signal: str | None = None
-        self._pending: list[tuple[int, float, torch.Tensor, torch.Tensor]] = []
+        self._pending: list[tuple[int, float, list[torch.Tensor]]] = []
+        self._experts = Experts(p.model, s.aux_loss)
+        self._balance: Balance | None = None
         self._queue = 1 if self.device.type == "cpu" else QUEUED_STEPS
         self._parameters = [x for x in p.model.parameters() if x.requires_grad]
         self._hidden: Callable[[torch.Tensor], torch.Tensor] = p.model.hidden
         if s.compile:
+            self._experts.leave_uncompiled(p.model)
             self._hidden = torch.compile(p.model.hidden)
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         known = peaks(name)
@@ -75,6 +76,10 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
+    def _stop(self, name: str) -> bool:
+        first, self.stop_signal = self.stop_signal is None, self.stop_signal or name
+        return first
+
     # --- the run -------------------------------------------------------------------------------
 
     def train(self) -> str:
@@ -85,7 +90,7 @@ class Trainer:
         """
         self._began = time.perf_counter()
         self._base_seconds = self.progress.seconds
-        with self._signals():
+        with stop_signals(self._stop):
             if self.progress.step == 0:
                 # Before any work is done: a folder that cannot hold the run is found out now.
                 self.save_state()
@@ -140,25 +145,35 @@ class Trainer:
             if self.device.type == "cuda":
                 ids = ids.pin_memory().to(self.device, non_blocking=True)
             with self.autocast():
-                losses = token_losses(
-                    self._hidden(ids[:, :-1]), self.parts.model.lm_head.weight, ids[:, 1:]
-                )
+                losses = model_losses(self.parts.model, self._hidden(ids[:, :-1]), ids[:, 1:])
             loss = losses.mean() / s.grad_accum
-            torch.autograd.backward(loss)
             total = loss.detach() if total is None else total + loss.detach()
+            extra = self._experts.after_forward()
+            if extra is not None:
+                loss = loss + extra / s.grad_accum
+            torch.autograd.backward(loss)
         assert total is not None
+        for parameter in self._parameters:
+            # An expert that no token went to: a gradient of zero, as in one tensor of all experts.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, s.grad_clip or float("inf"))
         self.parts.optimizer.step()
         self.parts.optimizer.zero_grad(set_to_none=True)
-        self._pending.append((step, lr, total, norm))
+        self._pending.append((step, lr, [total, norm, *self._experts.after_step()]))
 
     def _flush(self) -> None:
         """Fetch the figures of the queued steps, log and judge them."""
         if not self._pending:
             return
-        figures = torch.stack([torch.stack((a.float(), b.float())) for *_, a, b in self._pending])
-        for (step, lr, _, _), (loss, norm) in zip(self._pending, figures.tolist(), strict=True):
-            self.parts.log.add("step", step=step, loss=loss, lr=lr, grad_norm=norm)
+        rows = [torch.stack([value.float() for value in values]) for *_, values in self._pending]
+        figures = torch.stack(rows).tolist()
+        for (step, lr, _), (loss, norm, *experts) in zip(self._pending, figures, strict=True):
+            shares: dict[str, Any] = {}
+            if experts:
+                self._balance = Balance(experts[0], experts[1], int(experts[2]))
+                shares = self._balance.to_json()
+            self.parts.log.add("step", step=step, loss=loss, lr=lr, grad_norm=norm, **shares)
             wrong = self.divergence.judge(step, loss, norm)
             self.progress.last_loss, self._last_norm, self._last_lr = loss, norm, lr
             if wrong is not None:
@@ -221,6 +236,7 @@ class Trainer:
             validation_loss=evaluation.get("loss"),
             validation_se=evaluation.get("standard_error"),
             bits_per_byte=evaluation.get("bits_per_byte"),
+            balance=self._balance,
         )
 
     def _announce_pass(self) -> None:
@@ -335,6 +351,7 @@ class Trainer:
             "bits_per_byte": evaluation["bits_per_byte"],
             "train_seconds": progress.train_seconds,
             "lr": self._last_lr,
+            **({} if self._balance is None else {"experts": self._balance.to_json()}),
             "probe": probe(self.parts.model, self.parts.windows),
         }
 
@@ -391,22 +408,3 @@ class Trainer:
         best = saved.tensors.get("best_sequences")
         self.best_sequences = None if best is None else best.numpy().copy()
         self._last_saved = self.progress.step
-
-    @contextmanager
-    def _signals(self) -> Any:
-        """Ctrl-C and SIGTERM finish the step; a second Ctrl-C stops at once, unsaved."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, _frame: FrameType | None) -> None:
-            if self.stop_signal is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.stop_signal = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-
-        old = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)

@@ -143,10 +143,13 @@ def prepare(config: TrainConfig, data_dir: Path) -> Prepared:
     recipe = presets.recipe(config.preset) if config.preset else None
     if init is not None:
         architecture = init.architecture
+        _check_same_family(config, architecture)
     else:
         assert config.preset is not None
         length = seq_length(config, recipe, None)
-        architecture = presets.architecture(config.preset, tokenizer.vocab_size, length, config.tie)
+        architecture = presets.architecture(
+            config.preset, tokenizer.vocab_size, length, config.tie, config.family
+        )
     arch.check(architecture, config.init or f"--preset {config.preset}")
     dataset = open_data(config, tokenizer, data_dir)
     check_vocabulary(dataset, architecture.vocab_size)
@@ -177,9 +180,18 @@ def prepare(config: TrainConfig, data_dir: Path) -> Prepared:
     )  # fmt: skip
 
 
+def _check_same_family(config: TrainConfig, architecture: Architecture) -> None:
+    if config.family not in (None, architecture.family):
+        raise UsageError(
+            f"--family {config.family}",
+            f"{config.init} is a {architecture.family}: --init says the architecture",
+            "leave --family out",
+        )
+
+
 def _amx_pays(architecture: Architecture) -> bool:
     """True where bfloat16 was measured faster on a CPU (docs/spec/decisions)."""
-    if families.num_parameters(architecture, embedding=False) < AMX_PAYS_FROM:
+    if families.num_parameters(architecture, embedding=False, active=True) < AMX_PAYS_FROM:
         return False
     try:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -259,8 +271,9 @@ def open_data(config: TrainConfig, tokenizer: Tokenizer, data_dir: Path) -> Toke
 
 
 def parameter_counts(architecture: Architecture) -> dict[str, int]:
-    """Parameters, all and outside embedding and head."""
+    """Parameters: all, those that one token uses, all outside embedding and head."""
     return {
         "all": families.num_parameters(architecture),
+        "active": families.num_parameters(architecture, active=True),
         "outside_embedding": families.num_parameters(architecture, embedding=False),
     }

@@ -36,7 +36,7 @@ def resume(config: TrainConfig, run_dir: Path, display: Display) -> TrainResult:
         values = saved.values
         fixed = values["fixed"]
         settings = Settings(**values["settings"])
-        _refuse_changes(config, fixed["asked"], settings)
+        _refuse_changes(config, fixed["asked"], settings, fixed["architecture"]["family"])
         settings = with_free_changes(settings, config, set(config.asked()))
         _prove_same_machine(settings)
         tokenizer = Tokenizer.from_directory(run_dir / "tokenizer")
@@ -51,12 +51,18 @@ def resume(config: TrainConfig, run_dir: Path, display: Display) -> TrainResult:
                 "holds other tokens than when the run was started",
                 "put the old shards back, or start a new run",
             )
-        model = Decoder(Architecture(**fixed["architecture"]))
+        model = Decoder(_architecture(fixed["architecture"]))
         trainer = make_trainer(run_dir, settings, model, tokenizer, dataset, fixed, display)
         trainer.restore(saved)
         dropped = trainer.parts.log.rewind(trainer.progress.step)
         _say_resumed(trainer, saved, dropped)
         return finish(trainer, fixed)
+
+
+def _architecture(saved: dict[str, Any]) -> Architecture:
+    """The architecture as JSON gives it back: lists where there were tuples."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+    return Architecture(**values)
 
 
 def _say_resumed(trainer: Trainer, saved: State, dropped: int) -> None:
@@ -72,7 +78,9 @@ def _say_resumed(trainer: Trainer, saved: State, dropped: int) -> None:
         display.note(f"budget gate BYPASSED when the run was started: {bypassed}")
 
 
-def _refuse_changes(config: TrainConfig, asked: dict[str, Any], settings: Settings) -> None:
+def _refuse_changes(
+    config: TrainConfig, asked: dict[str, Any], settings: Settings, family: str
+) -> None:
     """Refuse flags that would make it another run."""
     was = settings.to_json()
     changed = []
@@ -80,6 +88,8 @@ def _refuse_changes(config: TrainConfig, asked: dict[str, Any], settings: Settin
         if name in FREE_ON_RESUME:
             continue
         before = asked.get(name, was.get(name))
+        if name == "family":
+            before = family
         if name in ("device", "dtype"):
             value = _spelled(name, value)
             before = was[name]

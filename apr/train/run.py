@@ -106,6 +106,12 @@ def pretrain(
         return _run_new(config, run_dir, prepared, display)
 
 
+def _origin(prepared: Prepared) -> dict[str, Any] | None:
+    """What the file of `--init` says of its own training, without the probe of its weights."""
+    before = None if prepared.init is None else prepared.init.training
+    return None if not before else {k: v for k, v in before.items() if k != "probe"}
+
+
 def _run_new(
     config: TrainConfig, run_dir: Path, prepared: Prepared, display: Display
 ) -> TrainResult:
@@ -122,6 +128,7 @@ def _run_new(
     fixed = {
         "preset": settings.preset,
         "init": settings.init,
+        "origin": _origin(prepared),
         "budget": prepared.budget_json(),
         "data": prepared.dataset.manifest.summary(),
         "data_path": str(prepared.dataset.path.resolve()),

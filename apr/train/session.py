@@ -139,6 +139,7 @@ def _record(settings: Settings, fixed: dict[str, Any], figures: dict[str, Any]) 
         "data": fixed["data"],
         "receipt": receipt(s.device),
         "init": fixed["init"],
+        "origin": fixed.get("origin"),
         "preset": fixed["preset"],
     }
 

@@ -14,7 +14,7 @@ from apr import families
 from apr.architecture import Architecture
 from apr.errors import GateFailed, UsageError
 from apr.train.config import TrainConfig
-from apr.train.presets import Recipe, rule
+from apr.train.presets import Recipe, aux_loss, rule
 from apr.train.schedule import Schedule
 
 TOKENS_PER_PARAMETER = 20  # what a run without --num-steps and --max-tokens aims for ...
@@ -58,6 +58,7 @@ class Settings:
     device: str
     dtype: str
     threads: int
+    aux_loss: float = 0.0
 
     @property
     def tokens_per_step(self) -> int:
@@ -189,6 +190,7 @@ def decide(
         device=machine.device,
         dtype=machine.dtype,
         threads=machine.threads,
+        aux_loss=aux_loss(architecture),
     )
     return settings, notes
 
@@ -200,7 +202,7 @@ def _batch_and_lr(
     length: int,
     notes: list[str],
 ) -> tuple[int, int, float]:
-    lr, tokens = rule(families.num_parameters(architecture, embedding=False))
+    lr, tokens = rule(families.num_parameters(architecture, embedding=False, active=True))
     if recipe is None:
         lr = float(f"{CONTINUE_LR * lr:.2g}")
         batch = config.batch_size or max(1, min(16, tokens // length, 16_384 // length))
@@ -244,7 +246,7 @@ def _num_steps(
         return min(limits)
     if recipe is not None and recipe.num_steps is not None:
         return recipe.num_steps
-    wanted = TOKENS_PER_PARAMETER * families.num_parameters(architecture)
+    wanted = TOKENS_PER_PARAMETER * families.num_parameters(architecture, active=True)
     passes = MAX_PASSES * train_tokens
     steps = max(1, min(wanted, passes) // per_step)
     why = (

@@ -199,6 +199,8 @@ def restore_optimizer(
     if not any(name.startswith("optimizer.") for name in tensors):
         return  # saved before the first step
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue  # a correction bias: the optimizer never sees it
         missing = [key for key in wanted if f"optimizer.{key}.{name}" not in tensors]
         if missing:
             raise CorruptFile(where, f"optimizer state of {name} is missing: {', '.join(missing)}")

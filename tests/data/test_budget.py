@@ -118,6 +118,39 @@ def test_22_million_tokens_for_half_a_billion_parameters_are_refused():
     assert 493e6 < budget.parameters < 495e6
 
 
+def test_with_experts_the_gate_looks_at_what_one_token_uses_and_shows_the_rest():
+    from dataclasses import replace
+
+    from apr.model.costs import train_flops_per_token
+
+    dense = architecture()
+    # A mixture that visits as much as the dense model has: one expert of eight is that wide.
+    table = {"num_experts": 8, "num_experts_per_tok": 1}
+    sparse = replace(dense, **table, moe_intermediate_size=dense.intermediate_size)
+    specs = families.tensor_specs
+
+    def with_experts(arch):
+        for spec in specs(arch):
+            if ".mlp." in spec.name and arch.num_experts:
+                yield from (replace(spec, role="expert") for _ in range(8))
+            else:
+                yield spec
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(families, "tensor_specs", with_experts)
+        budget = judge(sparse, unique_tokens=10**7, planned_tokens=10**7)
+        assert train_flops_per_token(sparse, 64) == train_flops_per_token(dense, 64)
+    plain = judge(dense, unique_tokens=10**7, planned_tokens=10**7)
+    assert budget.parameters == plain.parameters == plain.parameters_total
+    assert budget.parameters_total > 3 * budget.parameters
+    assert (budget.verdict, budget.compute) == (plain.verdict, plain.compute)
+    shown = {name: figure for name, figure, _ in budget.rows()}
+    assert shown["parameters (active)"] == f"{PARAMETERS:,}"
+    assert shown["parameters with all experts"] == f"{budget.parameters_total:,}"
+    old = {k: v for k, v in plain.to_json().items() if k != "parameters_total"}
+    assert type(plain).from_json(old) == plain
+
+
 def test_the_gate_looks_at_all_parameters_and_shows_both_counts():
     budget = plan(15, 1)
     outside = families.num_parameters(architecture(), embedding=False)

@@ -8,11 +8,25 @@ from apr.data.estimate import estimate_memory, estimate_seconds
 from apr.errors import UsageError
 from apr.model.costs import train_flops_per_token
 
+EXPERTS = {"num_layers": 2, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+LATENT = {"q_lora_rank": 64, "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16}
+LATENT |= {"num_kv_heads": 4, "num_heads": 4, "head_dim": 48}
+
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"num_kv_heads": 1, "num_layers": 6}, {"intermediate_size": 700, "hidden_size": 256}],
-    ids=str,
+    [
+        {},
+        {"num_kv_heads": 1, "num_layers": 6},
+        {"intermediate_size": 700, "hidden_size": 256},
+        {**EXPERTS, "mlp_layer_types": ("dense", "sparse"), "swiglu_limit": 7.0},
+        {**EXPERTS, "shared_expert_intermediate_size": 96},
+        {**LATENT, "v_head_dim": 32},
+        {"block_norms": "both", "norm_plus_one": True, "qk_norm": True, "attn_logit_softcap": 50.0},
+        {"norm_type": "layer", "mlp_gated": False, "attention_sinks": True},
+        {"fused_qkv": True, "fused_gate_up": True, "sub_norms": True},
+    ],
+    ids=lambda changes: "-".join(changes) or "plain",
 )
 def test_the_activations_are_those_that_torch_saves_for_backward(changes):
     import torch

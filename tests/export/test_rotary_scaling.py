@@ -49,7 +49,7 @@ IN_GGUF = [
     (family, scaling)
     for family in ("llama", "qwen3")
     for scaling in SCALINGS
-    if rotary.gguf_form(scaling, family) is not None
+    if rotary.gguf_form(make_architecture(family=family, rope_scaling=scaling, head_dim=16))
 ]
 PRE = make_tokenizer()
 
@@ -163,6 +163,16 @@ def test_a_scaling_that_llama_cpp_cannot_compute_is_refused(tmp_path, family, sc
     with pytest.raises(GateFailed, match=message):
         export(path, tmp_path / "m.gguf", format="gguf", peers=False)
     assert not (tmp_path / "m.gguf").exists()
+
+
+def test_a_ramp_of_its_own_is_only_an_obstacle_where_it_comes_out_otherwise():
+    same, other = (
+        make_architecture(family="qwen2", rope_scaling=scaling, head_dim=16)
+        for scaling in (yarn(beta_fast=4), RAMP)
+    )
+    assert rotary.gguf_form(same) == "keys" and not families.gguf_obstacles(same)
+    (obstacle,) = families.gguf_obstacles(other)
+    assert obstacle.computed == {"rope_scaling": yarn(factor=3.3)}  # for --allow-inexact
 
 
 def rewritten(tmp_path, *, scaling=LLAMA3, fields=None, drop=(), scale=None):

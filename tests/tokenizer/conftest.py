@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from apr.tokenizer import Tokenizer, train
-from apr.tokenizer.pretokenizers import names
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT.parent / "shared" / "data" / "tokenizers"
@@ -91,7 +90,40 @@ def mixed(comparison):
 @pytest.fixture(scope="session")
 def trained(mixed):
     """A tokenizer of 1,000 tokens trained on `mixed`, by its pre-tokenizer."""
-    return {pre: train(iter(mixed), 1000, pre) for pre in names()}
+
+    class Trained(dict):
+        def __missing__(self, pre):
+            self[pre] = train(iter(mixed), 1000, pre)
+            return self[pre]
+
+    return Trained()
+
+
+SENTENCEPIECE = {
+    "bpe": {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity",
+            "remove_extra_whitespaces": False},
+    "bpe-rules": {"model_type": "bpe", "byte_fallback": True, "add_dummy_prefix": False},
+    "unigram": {"model_type": "unigram", "normalization_rule_name": "identity",
+                "remove_extra_whitespaces": False, "user_defined_symbols": ["[INST]"]},
+    "unigram-rules": {"model_type": "unigram", "byte_fallback": True},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def sentencepieces(tmp_path_factory, mixed):
+    """A folder with a SentencePiece model of 600 pieces, by how it was trained."""
+    spm = pytest.importorskip("sentencepiece")
+    lines = [line for text in mixed for line in text.splitlines() if line and line.isascii()]
+    lines = [*[line for line in lines if len(line) < 200][:2000], "été 你好 ﬁn"]
+    out = {}
+    for name, options in SENTENCEPIECE.items():
+        folder = tmp_path_factory.mktemp(name)
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_prefix=str(folder / "tokenizer"), vocab_size=600,
+            character_coverage=0.999, minloglevel=2, num_threads=1, **options,
+        )  # fmt: skip
+        out[name] = folder
+    return out
 
 
 @pytest.fixture(scope="session")

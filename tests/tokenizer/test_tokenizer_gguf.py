@@ -76,7 +76,7 @@ def test_a_gguf_without_a_tokenizer_has_none():
 
 DAMAGE = {
     "unknown model": ({"tokenizer.ggml.model": "rwkv"}, FeatureUnavailable),
-    "unknown pre-tokenizer": ({"tokenizer.ggml.pre": "falcon"}, FeatureUnavailable),
+    "unknown pre-tokenizer": ({"tokenizer.ggml.pre": "superbpe"}, FeatureUnavailable),
     "types too short": ({"tokenizer.ggml.token_type": [1]}, InvalidFormat),
     "eos outside": ({"tokenizer.ggml.eos_token_id": 10**6}, InvalidFormat),
     "eos is text": ({"tokenizer.ggml.eos_token_id": "x"}, InvalidFormat),

@@ -54,3 +54,34 @@ def test_an_unknown_preset_lists_the_known_ones():
     with pytest.raises(UsageError, match="370m") as caught:
         presets.recipe("7b")
     assert caught.value.exit_code == 2
+
+
+# --- families -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", families.known())
+def test_every_family_at_every_size_is_sound_and_fits_what_it_is_exported_to(family):
+    from apr.train.estimate import kinds_of_layer
+
+    for name in presets.names():
+        length = presets.recipe(name).seq_length
+        made = presets.architecture(name, 4096, length, None, family)
+        arch.check(made, f"{family} {name}")
+        assert made.family == family
+        if family != "bitnet":
+            assert families.gguf_obstacles(made) == []
+        # Every row that Q8_0 packs is a multiple of 32 long.
+        rows = {spec.shape[-1] for spec in families.tensor_specs(made) if len(spec.shape) > 1}
+        assert not [row for row in rows if row % 32], rows
+        plain = presets.architecture(name, 4096, length, None)
+        active = families.num_parameters(made, embedding=False, active=True)
+        assert 0.6 < active / families.num_parameters(plain, embedding=False) < 1.7
+        assert sum(kinds_of_layer(made).values()) == made.num_layers
+        weight = presets.aux_loss(made)
+        assert (weight > 0) == bool(made.num_experts and not made.router_correction_bias)
+        assert made.shortest_window is None or made.shortest_window >= length // 4
+
+
+def test_an_unknown_family_lists_the_known_ones():
+    with pytest.raises(UsageError, match="--family.*qwen3"):
+        presets.architecture("1m", 300, 64, None, "bert")

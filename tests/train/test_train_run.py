@@ -164,14 +164,14 @@ def test_bits_per_byte_of_a_byte_model_is_nats_over_ln_2(config):
 def test_divergence_aborts_and_names_the_last_good_checkpoint(config, monkeypatch):
     from apr.train import loop
 
-    real = loop.token_losses
+    real = loop.model_losses
 
-    def broken(hidden, head, targets):
-        out = real(hidden, head, targets)
+    def broken(*args):
+        out = real(*args)
         steps = len(metrics(config().run_dir, "step")) if torch.is_grad_enabled() else 0
         return out * math.nan if steps >= 14 else out
 
-    monkeypatch.setattr(loop, "token_losses", broken)
+    monkeypatch.setattr(loop, "model_losses", broken)
     with pytest.raises(TrainingDiverged, match=r"ckpt/epoch-001.apr") as caught:
         pretrain(config(log_interval=1))
     assert caught.value.exit_code == 11
