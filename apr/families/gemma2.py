@@ -84,27 +84,18 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
 
 
 def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
-    """A head of its own, and the two that want llama.cpp's one factor of the rotary embedding."""
-    out = []
-    if not architecture.tie_word_embeddings:
-        out.append(
-            Obstacle(
-                "tie_word_embeddings",
-                "tie_word_embeddings is false, and llama.cpp's 'gemma2' always takes the embedding "
-                "for its head: it would not load the file at all",
-            )
-        )
+    """Two factors, where llama.cpp has one of the rotary embedding for both."""
     scaling = architecture.rope_scaling
-    if scaling and scaling["rope_type"] == "yarn" and scalar_to_gguf(architecture, _LARGE):
-        out.append(
-            Obstacle(
-                "query_pre_attn_scalar",
-                f"query_pre_attn_scalar is {architecture.query_pre_attn_scalar:g} beside a rotary "
-                "scaling 'yarn', and llama.cpp has one factor for both: all logits would differ",
-                {"query_pre_attn_scalar": float(architecture.head_dim)},
-            )
+    if not scaling or scaling["rope_type"] != "yarn" or not scalar_to_gguf(architecture, _LARGE):
+        return []
+    return [
+        Obstacle(
+            "query_pre_attn_scalar",
+            f"query_pre_attn_scalar is {architecture.query_pre_attn_scalar:g} beside a rotary "
+            "scaling 'yarn', and llama.cpp has one factor for both: all logits would differ",
+            {"query_pre_attn_scalar": float(architecture.head_dim)},
         )
-    return out
+    ]
 
 
 def _cap(stated: float) -> float | None:
