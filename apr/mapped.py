@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from apr.errors import InvalidFormat, NotFound, StorageError, StrPath
-from apr.tensors import Bytes
+from apr.tensors import Bytes, Tensor
 
 
 class Mapped:
@@ -93,3 +93,17 @@ def release(array: np.ndarray[Any, Any]) -> None:
     first = start // mmap.PAGESIZE * mmap.PAGESIZE
     last = min(start + array.nbytes, len(mapping))
     mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def same_stored(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors have the same type, shape and bytes; memory stays flat."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    ours, theirs = first.raw(), second.raw()
+    step, same = 16 << 20, True
+    for start in range(0, ours.size, step):
+        a, b = ours[start : start + step], theirs[start : start + step]
+        same = same and bool(np.array_equal(a, b))
+        release(a)
+        release(b)
+    return same

@@ -25,12 +25,18 @@ LATENT = {
     "mlp_layer_types": ("dense", "sparse"),
 }  # fmt: skip
 # What a family cannot be without, beside what every model has.
-SIZES = {
+SIZES: dict[str, dict[str, object]] = {
     "gpt2": {"num_kv_heads": 4, "rope_theta": None},
     "mixtral": {**EXPERTS, "intermediate_size": 48},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 56},
+    "qwen3_moe": EXPERTS,
+    "gpt_oss": {
+        **EXPERTS, "intermediate_size": 48, "sliding_window": 8, "swiglu_limit": 7.0,
+        "layer_types": ("sliding_attention", "full_attention"),
+    },
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), LATENT),
     "olmoe": {**EXPERTS, "intermediate_size": 48},
-}
+}  # fmt: skip
 
 
 def sound(family: str) -> Architecture:
@@ -100,6 +106,7 @@ CASES = [
     ("MIXTRAL-WIDTH", "mixtral", {"intermediate_size": 32}),
     ("OLMOE-WIDTH", "olmoe", {"head_dim": 8}),
     ("OLMOE-EXPERT-WIDTH", "olmoe", {"intermediate_size": 64}),
+    ("GPTOSS-WIDTH", "gpt_oss", {"intermediate_size": 64}),
     ("META-MLP-TYPES", "llama", {"mlp_layer_types": ("dense",)}),
     ("META-EXPERT-WIDTH", "llama", {"num_experts": 4}),
     ("META-EXPERTS-CHOSEN", "llama", {"num_experts": 4, "num_experts_per_tok": 5}),

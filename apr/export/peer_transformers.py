@@ -28,7 +28,6 @@ def main() -> None:
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             request["model"],
             torch_dtype=getattr(torch, request.get("dtype", "float32")),
-            attn_implementation="sdpa",
             output_loading_info=True,
         )
         details["class"] = type(model).__name__

@@ -181,6 +181,14 @@ def gguf_caveats(architecture: Architecture) -> list[str]:
     return rotary.gguf_caveats(architecture) + (own(architecture) if own else [])
 
 
+def writes_tied_head(architecture: Architecture) -> bool:
+    """Whether a GGUF needs a copy of the embedding as its head, because llama.cpp wants one there
+    for the family's architecture.
+    """
+    lacks = contracts.load(f"families/{architecture.family}").get("gguf_lacks", [])
+    return architecture.tie_word_embeddings and "tied_head" in lacks
+
+
 def tensor_specs(architecture: Architecture) -> list[TensorSpec]:
     """Every tensor that a model of this architecture has, in the contract's order."""
     out: list[TensorSpec] = []

@@ -7,7 +7,7 @@ have none: a config without `hidden_size` is an error, not a model of transforme
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from apr import architecture as arch
@@ -155,11 +155,16 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
     }
 
 
-def windows_from_hf(config: Mapping[str, Any], where: StrPath) -> dict[str, Any]:
+def windows_from_hf(
+    config: Mapping[str, Any],
+    where: StrPath,
+    slides: Callable[[int, int], bool] = lambda layer, first: layer >= first,
+) -> dict[str, Any]:
     """`sliding_window` and `layer_types` of a Qwen config.
 
     There `use_sliding_window` (false if absent) decides whether the window holds at all, and
-    `layer_types`, or else `max_window_layers`, in which layers: those from that number on.
+    `layer_types`, or else `max_window_layers`, in which layers: those from that number on, or those
+    that `slides` (given a layer and that number) says.
 
     Raises:
         InvalidFormat: a layer slides and no window is given, or the fields are of no use.
@@ -176,7 +181,7 @@ def windows_from_hf(config: Mapping[str, Any], where: StrPath) -> dict[str, Any]
         if window is not None and not isinstance(first, int):
             raise InvalidFormat(where, f"max_window_layers is {first!r}, not a number of layers")
         kinds = [
-            "sliding_attention" if window is not None and i >= first else "full_attention"
+            "sliding_attention" if window is not None and slides(i, first) else "full_attention"
             for i in range(layers)
         ]
     if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):

@@ -10,6 +10,7 @@ from typing import Any
 
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
+from apr.families.obstacles import Obstacle
 
 
 def layers_from_hf(config: Mapping[str, Any], where: StrPath) -> tuple[str, ...] | None:
@@ -59,3 +60,38 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
         "expert_used_count": architecture.num_experts_per_tok,
         "expert_feed_forward_length": architecture.moe_intermediate_size,
     }
+
+
+def gguf_obstacles(
+    architecture: Architecture, reader: str, *, norm_topk_prob: bool
+) -> list[Obstacle]:
+    """What llama.cpp's Qwens with experts compute otherwise, or not at all.
+
+    Args:
+        architecture: of the model.
+        reader: llama.cpp's name for the architecture.
+        norm_topk_prob: what it always computes with, whatever the key `expert_weights_norm` says.
+    """
+    out = []
+    # All of them chosen: their weights sum to one anyway.
+    some = architecture.num_experts_per_tok < architecture.num_experts
+    if architecture.norm_topk_prob != norm_topk_prob and some:
+        out.append(
+            Obstacle(
+                "norm_topk_prob",
+                f"norm_topk_prob is {architecture.norm_topk_prob}, and llama.cpp's {reader!r} "
+                f"always computes as if it were {norm_topk_prob}: every token's chosen experts "
+                "would have other weights",
+                {"norm_topk_prob": norm_topk_prob},
+            )
+        )
+    if architecture.dense_layers:
+        shown = ", ".join(map(str, architecture.dense_layers[:8]))
+        out.append(
+            Obstacle(
+                "mlp_layer_types",
+                f"layers without experts, dense: {shown}, and llama.cpp's {reader!r} has experts "
+                "in every layer: it would not load the file at all",
+            )
+        )
+    return out

@@ -13,11 +13,10 @@ from apr.architecture import Architecture
 from apr.errors import StrPath
 from apr.families import dense, experts
 
-# MixtralConfig's. An absent rotary base is a million there, not ten thousand.
+_ROPE = {"theta": 1e6}  # MixtralConfig's default, as the following
 _DEFAULTS = {
     "num_key_value_heads": 8,
     "rms_norm_eps": 1e-5,
-    "rope_theta": 1e6,
     "router_aux_loss_coef": 0.001,
 }
 
@@ -26,10 +25,10 @@ def from_hf(config: Mapping[str, Any], where: StrPath) -> Architecture:
     """Read a `config.json`; see `dense.from_hf`. An absent window is none, unlike Mistral's."""
     own = {
         "sliding_window": config.get("sliding_window"),
-        "num_experts": config.get("num_local_experts", config.get("num_experts")),
+        "num_experts": config.get("num_local_experts") or config.get("num_experts"),
         "moe_intermediate_size": config.get("intermediate_size"),
     }
-    return dense.from_hf(config, where, "mixtral", defaults=_DEFAULTS, read=own)
+    return dense.from_hf(config, where, "mixtral", defaults=_DEFAULTS, read=own, rope=_ROPE)
 
 
 def to_hf(architecture: Architecture) -> dict[str, Any]:

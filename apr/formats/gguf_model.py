@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,13 @@ from apr.formats import latent_scale, recipes
 from apr.formats.gguf_reader import GgufFile
 from apr.formats.gguf_statement import ARCHITECTURE, PlannedGguf, applied
 from apr.formats.opened import OpenedModel
+from apr.mapped import same_stored
 from apr.tensors import Tensor
 
 if TYPE_CHECKING:
     from apr.tokenizer import Tokenizer
 
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 TOKENS = "tokenizer.ggml.tokens"
 TRAINING = "apr.training"  # our own key: the training record, as JSON
 INEXACT = "apr.inexact"  # ours: what an export with --allow-inexact left out, as JSON
@@ -85,13 +88,13 @@ def family_fields(file: GgufFile | PlannedGguf) -> dict[str, Any]:
             fields[key.removeprefix(prefix)] = (
                 shortest(value) if isinstance(value, float) else value
             )
-    embedding = file.tensors.get("token_embd.weight")
+    embedding = file.tensors.get(EMBEDDING)
     if embedding is not None and len(embedding.shape) == 2:
         fields["vocab_size"] = embedding.shape[0]
     elif TOKENS in file.fields:
         fields.setdefault("vocab_size", len(file.fields[TOKENS]))
     fields["tensors"] = frozenset(file.tensors)  # names, for what only they can tell
-    fields["tie_word_embeddings"] = "output.weight" not in file.tensors
+    fields["tie_word_embeddings"] = HEAD not in file.tensors
     fields["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
     fields["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
     if ROPE_SCALING in file.fields:
@@ -120,7 +123,7 @@ def check_token_list(file: GgufFile) -> None:
     Raises:
         ModelLoadError: the token list is not as long as the embedding has rows.
     """
-    embedding = file.tensors.get("token_embd.weight")
+    embedding = file.tensors.get(EMBEDDING)
     if embedding is None or len(embedding.shape) != 2 or TOKENS not in file.fields:
         return
     rows, listed = embedding.shape[0], file.fields.field(TOKENS).count
@@ -156,7 +159,17 @@ def read_architecture(file: GgufFile, *, check_tokens: bool = True) -> Architect
     by_keys = architecture_by_keys(file)
     if ARCHITECTURE not in file.fields:
         return by_keys
-    return applied(by_keys, _json_object(file, ARCHITECTURE), family_fields(file), file.path)
+    stated = _json_object(file, ARCHITECTURE)
+    found = applied(by_keys, stated, family_fields(file), file.path)
+    if families.writes_tied_head(found) and not _head_is_a_copy(file):
+        return replace(found, tie_word_embeddings=False)  # llama.cpp computes with this head
+    return found
+
+
+def _head_is_a_copy(file: GgufFile) -> bool:
+    """Whether the head is the embedding once more (a quantizer may have treated it otherwise)."""
+    head, embedding = file.tensors.get(HEAD), file.tensors.get(EMBEDDING)
+    return head is not None and embedding is not None and same_stored(head, embedding)
 
 
 def architecture_by_keys(file: GgufFile | PlannedGguf) -> Architecture:
@@ -182,6 +195,8 @@ def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, T
     follows = set(rotary.gguf_tensors(architecture))
     if architecture.rope_scaling is None:
         follows = {rope.TENSOR}  # divisors of one, or the file would not have been opened
+    if families.writes_tied_head(architecture):
+        follows.add(HEAD)
     held = {name: t for name, t in file.tensors.items() if name not in follows}
     specs = families.tensor_specs(architecture)
     found = recipes.canonical("gguf", specs, held, architecture, lambda n: _exact(file, n))

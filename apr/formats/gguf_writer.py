@@ -10,6 +10,7 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,7 @@ from apr.formats import latent_scale, recipes
 from apr.formats.gguf_model import (
     EXACT,
     GENERAL,
+    HEAD,
     INEXACT,
     ROPE_SCALING,
     TRAINING,
@@ -144,7 +146,10 @@ def gguf_tensors(
 
     power = latent_scale.exponent(architecture, held, choose)
     held = latent_scale.scaled(held, architecture, power)
-    return recipes.write("gguf", specs, held, architecture, choose) + _rotary_divisors(architecture)
+    out = recipes.write("gguf", specs, held, architecture, choose)
+    if families.writes_tied_head(architecture):
+        out.append(replace(out[0], name=HEAD))  # the contract's first tensor is the embedding
+    return out + _rotary_divisors(architecture)
 
 
 def _chosen(tensor: Tensor, spec: TensorSpec, asked: DType | None) -> DType:

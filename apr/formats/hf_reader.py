@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from apr import families
 from apr.architecture import Architecture
 from apr.errors import CorruptFile, InvalidFormat, ModelLoadError, NotFound
 from apr.formats import recipes
 from apr.formats.opened import OpenedModel
 from apr.formats.safetensors_file import SafetensorsFile
-from apr.mapped import release, unreadable
+from apr.mapped import same_stored, unreadable
 from apr.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -225,16 +223,7 @@ def require_same_head(path: Path, weights: Weights, architecture: Architecture) 
     head, embedding = tensors[HEAD], tensors.get(name)
     if embedding is None:
         raise ModelLoadError(path, f"has lm_head.weight and tied embeddings, but no {name}")
-    same = head.dtype == embedding.dtype and head.shape == embedding.shape
-    if same:
-        first, second = head.raw(), embedding.raw()
-        step = 16 << 20
-        for start in range(0, first.size, step):
-            ours, theirs = first[start : start + step], second[start : start + step]
-            same = same and bool(np.array_equal(ours, theirs))
-            release(ours)
-            release(theirs)
-    if not same:
+    if not same_stored(head, embedding):
         raise ModelLoadError(
             path,
             "config.json ties the head to the embedding, but lm_head.weight differs from it",

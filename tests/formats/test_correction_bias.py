@@ -57,7 +57,7 @@ def test_gguf_gives_it_back(source, tmp_path):
 
 def test_the_engine_computes_with_it_unrounded(source):
     loaded = engine.load(source, device="cpu", dtype="bfloat16")
-    bias = loaded.model.get_parameter(NAME)
+    bias = loaded._decoder.get_parameter(NAME)
     assert bias.dtype == torch.float32
     assert np.array_equal(bias.detach().numpy(), source.tensors[NAME].float32())
     assert np.isfinite(loaded.logits([1, 2, 3])).all()
