@@ -357,16 +357,22 @@ def latent_scale(architecture: Architecture) -> int:
 
 
 def gguf_caveats(architecture: Architecture) -> list[str]:
-    """What the file cannot make llama.cpp compute in full, though nearly."""
+    """What the file cannot make llama.cpp compute in full, though nearly always."""
+    out = []
     given = architecture.rms_norm_eps
     effective = given / 4 ** latent_scale(architecture)
-    if math.isclose(effective, LATENT_EPS, rel_tol=1e-3):
-        return []
-    return [
-        f"rms_norm_eps {given:g}: llama.cpp has it in the norms of the latents, too, where "
-        f"transformers has {LATENT_EPS:g}; scaled weights bring it to {effective:g} (block types "
-        "are not scaled), so where a latent is small, its square's mean near these, logits differ"
-    ]
+    if not math.isclose(effective, LATENT_EPS, rel_tol=1e-3):
+        out.append(
+            f"rms_norm_eps {given:g}: llama.cpp has it in the norms of the latents, too, where "
+            f"transformers has {LATENT_EPS:g}; scaled weights bring it to {effective:g} (block "
+            "types are not scaled), so logits differ where the mean square of a latent is near it"
+        )
+    if architecture.norm_topk_prob:
+        out.append(
+            "norm_topk_prob: llama.cpp divides the weights of a token's experts by their sum or "
+            "6.1e-05, whichever is larger, so logits differ where every score is below that"
+        )
+    return out
 
 
 def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
