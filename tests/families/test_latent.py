@@ -205,6 +205,7 @@ def published(name):
     return arch
 
 
+@pytest.mark.slow
 def test_deepseek_v3_has_its_published_sizes():
     arch = published("DeepSeek-V3")
     assert round(families.num_parameters(arch) / 1e9) == 671
