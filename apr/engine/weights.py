@@ -33,7 +33,9 @@ def build(model: OpenedModel, device: torch.device, dtype: torch.dtype) -> tuple
             )
         source = tensor.torch()
         try:
-            weight = source.to(device=device, dtype=dtype)
+            # A rounded correction bias would send tokens to other experts; transformers keeps it.
+            exact = name.endswith(".e_score_correction_bias")
+            weight = source.to(device=device, dtype=torch.float32 if exact else dtype)
         except (MemoryError, RuntimeError) as error:
             first = (str(error).splitlines() or ["out of memory"])[0]
             raise InferenceError(

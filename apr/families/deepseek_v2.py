@@ -13,7 +13,7 @@ from typing import Any
 
 from apr.architecture import Architecture
 from apr.errors import GateFailed, InvalidFormat, StrPath
-from apr.families import latent
+from apr.families import latent, latent_gguf
 from apr.families.obstacles import Obstacle
 
 # DeepseekV2Config's defaults; it has none of use for num_experts_per_tok (null).
@@ -81,7 +81,7 @@ def to_hf(architecture: Architecture) -> dict[str, Any]:
 
 def claims_gguf(fields: Mapping[str, Any]) -> bool:
     """Whether `deepseek2` metadata describes this family."""
-    return not latent.is_sigmoid(fields)
+    return not latent_gguf.is_sigmoid(fields)
 
 
 def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
@@ -89,10 +89,10 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
     is not what DeepSeek-V2's own are: `to_hf` refuses such an architecture.
 
     Raises:
-        InvalidFormat: as `latent.from_gguf`, or the chosen weights are to sum to one, which no
+        InvalidFormat: as `latent_gguf.from_gguf`, or the chosen weights are to sum to one, which no
             DeepSeek-V2 of transformers' does.
     """
-    architecture = latent.from_gguf(
+    architecture = latent_gguf.from_gguf(
         fields,
         where,
         "deepseek_v2",
@@ -110,7 +110,7 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
     """The GGUF metadata (keys without the prefix). Groups judged by their best expert never stand
     there: where all are used they change nothing, others are an obstacle.
     """
-    out = latent.to_gguf(architecture)
+    out = latent_gguf.to_gguf(architecture)
     if architecture.group_score == "max":
         out |= {"expert_group_count": 1, "expert_group_used_count": 1}
     return out
@@ -118,9 +118,9 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
 
 def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
     """What llama.cpp's `deepseek2` does not compute."""
-    return latent.gguf_obstacles(architecture)
+    return latent_gguf.gguf_obstacles(architecture)
 
 
 def gguf_caveats(architecture: Architecture) -> list[str]:
     """What llama.cpp's `deepseek2` computes nearly."""
-    return latent.gguf_caveats(architecture)
+    return latent_gguf.gguf_caveats(architecture)

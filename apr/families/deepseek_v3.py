@@ -12,7 +12,7 @@ from typing import Any
 
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
-from apr.families import latent
+from apr.families import latent, latent_gguf
 from apr.families.obstacles import Obstacle
 
 # DeepseekV3Config's defaults, for what no tensor's shape can tell and no model could guess wrong
@@ -90,12 +90,12 @@ def sigmoid_router_to_hf(architecture: Architecture) -> dict[str, Any]:
 
 def claims_gguf(fields: Mapping[str, Any]) -> bool:
     """Whether `deepseek2` metadata describes this family."""
-    return latent.is_sigmoid(fields)
+    return latent_gguf.is_sigmoid(fields)
 
 
 def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
     """Read GGUF metadata."""
-    return latent.from_gguf(
+    return latent_gguf.from_gguf(
         fields,
         where,
         "deepseek_v3",
@@ -109,14 +109,14 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
 
 def to_gguf(architecture: Architecture) -> dict[str, Any]:
     """The GGUF metadata (keys without the prefix)."""
-    return latent.to_gguf(architecture)
+    return latent_gguf.to_gguf(architecture)
 
 
 def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
     """What llama.cpp's `deepseek2` does not compute."""
-    return latent.gguf_obstacles(architecture)
+    return latent_gguf.gguf_obstacles(architecture)
 
 
 def gguf_caveats(architecture: Architecture) -> list[str]:
     """What llama.cpp's `deepseek2` computes nearly."""
-    return latent.gguf_caveats(architecture)
+    return latent_gguf.gguf_caveats(architecture)

@@ -13,7 +13,7 @@ from typing import Any
 
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
-from apr.families import deepseek_v3, latent
+from apr.families import deepseek_v3, latent, latent_gguf
 from apr.families.obstacles import Obstacle
 
 # Glm4MoeLiteConfig's defaults; sizes have none here.
@@ -95,14 +95,14 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
 
 def to_gguf(architecture: Architecture) -> dict[str, Any]:
     """The GGUF metadata (keys without the prefix)."""
-    return latent.to_gguf(architecture)
+    return latent_gguf.to_gguf(architecture)
 
 
 def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
     """What llama.cpp's `deepseek2` does not compute."""
-    return latent.gguf_obstacles(architecture)
+    return latent_gguf.gguf_obstacles(architecture)
 
 
 def gguf_caveats(architecture: Architecture) -> list[str]:
     """What llama.cpp's `deepseek2` computes nearly."""
-    return latent.gguf_caveats(architecture)
+    return latent_gguf.gguf_caveats(architecture)

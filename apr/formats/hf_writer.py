@@ -26,6 +26,7 @@ from apr.quant import encode
 from apr.tensors import Tensor
 
 SHARD_BYTES = 5 * 10**9  # transformers' own default
+_AS_THEY_ARE = ".mlp.gate.e_score_correction_bias"
 _TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # What config.json has no place for, kept beside it so that the folder opens again as it was.
 _KEPT = ("name", "description", "author", "license", "version", "source", "data_source",
@@ -141,14 +142,18 @@ def hf_tensors(
     types = {name: chosen_dtype(tensor, asked, "hf") for name, tensor in held.items()}
     matrices = {types[name].name for name, tensor in held.items() if len(tensor.shape) > 1}
     common = DTYPES[matrices.pop()] if len(matrices) == 1 else DTYPES["F32"]
-    small = [tensor for tensor in held.values() if len(tensor.shape) == 1]
+    # transformers loads these as they are whatever the model's type: rounded, they would send
+    # tokens to other experts.
+    kept = {name for name in held if name.endswith(_AS_THEY_ARE)}
+    types |= {name: chosen_dtype(held[name], None, "hf") for name in kept}
+    small = [t for name, t in held.items() if len(t.shape) == 1 and name not in kept]
     if asked is None and not all(_fits(tensor, common) for tensor in small):
         common = DTYPES["F32"]
     if sources:
         held = {name: sources.watch(tensor) for name, tensor in held.items()}
 
     def choose(tensor: Tensor, spec: TensorSpec) -> DType:
-        small = asked is None and len(spec.shape) == 1
+        small = asked is None and len(spec.shape) == 1 and spec.name not in kept
         return common if small else types[spec.name]
 
     return recipes.write("hf", specs, held, model.architecture, choose), common

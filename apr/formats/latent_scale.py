@@ -18,7 +18,7 @@ from apr import families
 from apr.architecture import Architecture
 from apr.dtypes import DTYPES, DType
 from apr.errors import InvalidFormat, StrPath
-from apr.families import TensorSpec, latent
+from apr.families import TensorSpec, latent_gguf
 from apr.mapped import release
 from apr.tensors import Bytes, Tensor
 
@@ -47,7 +47,7 @@ def exponent(
             # Blocks round more than the epsilon matters; half precision has few small numbers.
             if source.is_block or target.is_block or (target.name == "F16" and source != target):
                 return 0
-    return latent.latent_scale(architecture)
+    return latent_gguf.latent_scale(architecture)
 
 
 def stated(fields: Mapping[str, object], where: StrPath) -> int:

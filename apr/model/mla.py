@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from apr import rope
 from apr.architecture import Architecture
-from apr.families.latent import LATENT_EPS
+from apr.families.latent import EPS as LATENT_EPS
 from apr.model.attention import Angles, attend
 from apr.model.cache import KVCache
 from apr.model.norms import RMSNorm

@@ -205,6 +205,7 @@ def published(name):
     return arch
 
 
+@pytest.mark.slow
 def test_deepseek_v3_has_its_published_sizes():
     arch = published("DeepSeek-V3")
     assert round(families.num_parameters(arch) / 1e9) == 671
@@ -399,7 +400,12 @@ def test_the_scale_is_for_exact_types_and_epsilons_that_differ():
     assert power("glm4_moe_lite", "F16", **one) == power("glm4_moe_lite", "Q8_0", **one) == 0
     assert power("deepseek_v3", "F32", **one) == 0
     assert power("deepseek_v3", "F32", rms_norm_eps=1e-4, **one) == 3
-    assert families.gguf_caveats(read("deepseek_v3")) == []
+
+
+def test_what_llama_cpp_computes_nearly_is_said():
+    assert families.gguf_caveats(read("deepseek_v2")) == []
+    (small_scores,) = families.gguf_caveats(read("deepseek_v3"))
+    assert "6.1e-05" in small_scores
     assert "to 6.25e-07" in families.gguf_caveats(read("glm4_moe_lite"))[0]
 
 
