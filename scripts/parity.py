@@ -219,6 +219,9 @@ def _folder_again(
     before, after = (
         transformers.AutoConfig.from_pretrained(path).to_dict() for path in (source, target)
     )
+    for rotary in (before.get("rope_parameters"), after.get("rope_parameters")):
+        if rotary and "rope_type" in rotary:
+            rotary.pop("type", None)  # transformers 4's word for the same
     lost = {key for key in before.keys() - NOT_OF_THE_MODEL if before.get(key) != after.get(key)}
     if lost:
         shown = ", ".join(f"{k} {before.get(k)!r} -> {after.get(k)!r}" for k in sorted(lost))

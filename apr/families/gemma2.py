@@ -14,6 +14,7 @@ from typing import Any
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
 from apr.families import dense
+from apr.families.obstacles import Obstacle
 
 ACTIVATION = "gelu_pytorch_tanh"
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -80,6 +81,21 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
         "attn_logit_softcapping": NO_CAP if scores is None else scores,
         "final_logit_softcapping": NO_CAP if logits is None else logits,
     }
+
+
+def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
+    """Two factors, where llama.cpp has one of the rotary embedding for both."""
+    scaling = architecture.rope_scaling
+    if not scaling or scaling["rope_type"] != "yarn" or not scalar_to_gguf(architecture, _LARGE):
+        return []
+    return [
+        Obstacle(
+            "query_pre_attn_scalar",
+            f"query_pre_attn_scalar is {architecture.query_pre_attn_scalar:g} beside a rotary "
+            "scaling 'yarn', and llama.cpp has one factor for both: all logits would differ",
+            {"query_pre_attn_scalar": float(architecture.head_dim)},
+        )
+    ]
 
 
 def _cap(stated: float) -> float | None:
@@ -233,6 +249,8 @@ def scalar_from_gguf(fields: Mapping[str, Any], large: int) -> float | None:
     layers, hidden, heads, width = (int(value) for value in values if value)
     theirs = _scalar_there(layers, large, hidden, heads, width)
     factor = float(fields.get("rope.scaling.attn_factor", 1.0))
+    if fields.get("rope.scaling.type") == "yarn":
+        factor = 1.0  # yarn's own
     return float(round(theirs / factor**4)) if factor > 0 else float(theirs)
 
 

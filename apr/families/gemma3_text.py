@@ -14,6 +14,7 @@ from typing import Any
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
 from apr.families import dense, gemma2
+from apr.families.obstacles import Obstacle
 
 # What an absent field means (Gemma3TextConfig).
 _DEFAULTS = {
@@ -24,7 +25,7 @@ _DEFAULTS = {
     "query_pre_attn_scalar": 256,
     "hidden_activation": gemma2.ACTIVATION,
 }
-_THETA, _LOCAL_THETA = 1_000_000.0, 10_000.0
+_ROPE = {"theta": 1_000_000.0, "local_theta": 10_000.0}
 _PERIOD = 6  # five sliding layers to a full one: transformers' and llama.cpp's default
 _LARGE = 62  # layers of the 27B model, by which llama.cpp knows that its scale is another
 
@@ -40,34 +41,15 @@ def from_hf(config: Mapping[str, Any], where: StrPath) -> Architecture:
     if isinstance(period, bool) or not isinstance(period, int) or period < 1:
         raise InvalidFormat(where, f"sliding_window_pattern is {period!r}, not a number of layers")
     read |= gemma2.windows_from_hf(config, where, period)
-    full, read["rope_local_theta"] = _rope_from_hf(config, where)
-    read["final_logit_softcap"] = config.get("final_logit_softcapping")
-    flat = {**config, "rope_parameters": full, "rope_scaling": None, "rope_theta": None}
-    return dense.from_hf(flat, where, "gemma3_text", defaults=_DEFAULTS, read=read)
-
-
-def _rope_from_hf(config: Mapping[str, Any], where: StrPath) -> tuple[dict[str, Any], float]:
-    """The rotary object of the full layers, with its base, and the base of the sliding ones.
-
-    transformers 5 writes an object for each kind of layer; before it there were two bases and one
-    scaling, that of the full layers.
-    """
-    nested = config.get("rope_parameters") or {}
-    if not isinstance(nested, Mapping) or set(nested) - {gemma2.FULL, gemma2.SLIDING}:
+    rotary = config.get("rope_parameters") or {}
+    if not isinstance(rotary, Mapping) or set(rotary) - {gemma2.FULL, gemma2.SLIDING}:
         raise InvalidFormat(
             where,
-            f"rope_parameters is {nested!r}, not one object for each kind of layer",
+            f"rope_parameters is {rotary!r}, not one object for each kind of layer",
             f"name them {gemma2.FULL} and {gemma2.SLIDING}",
         )
-    full = {**(nested.get(gemma2.FULL) or {}), **(config.get("rope_scaling") or {})}
-    local = nested.get(gemma2.SLIDING) or {}
-    if full.get("rope_theta") is None:
-        full["rope_theta"] = config.get("rope_theta", _THETA)
-    kind = local.get("rope_type", local.get("type", "default"))
-    if kind != "default":
-        raise InvalidFormat(where, f"rotary scaling {kind!r} of sliding layers is not supported")
-    theta = local.get("rope_theta")
-    return full, float(config.get("rope_local_base_freq", _LOCAL_THETA) if theta is None else theta)
+    read["final_logit_softcap"] = config.get("final_logit_softcapping")
+    return dense.from_hf(config, where, "gemma3_text", defaults=_DEFAULTS, read=read, rope=_ROPE)
 
 
 def to_hf(architecture: Architecture) -> dict[str, Any]:
@@ -91,7 +73,7 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
         attention_bias=fields.get("attention_bias", False),
         query_pre_attn_scalar=gemma2.scalar_from_gguf(fields, _LARGE),
         final_logit_softcap=fields.get("final_logit_softcapping") or None,
-        rope_local_theta=float(fields.get("rope.freq_base_swa", _LOCAL_THETA)),
+        rope={"local_theta": _ROPE["local_theta"]},
         **gemma2.windows_from_gguf(fields, window, _PERIOD, where),
     )
 
@@ -106,6 +88,20 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
         **dense.to_gguf(architecture),
         **gemma2.scalar_to_gguf(architecture, _LARGE),
         **windows,
-        "rope.freq_base_swa": architecture.rope_local_theta or architecture.rope_theta,
         **({} if cap is None else {"final_logit_softcapping": cap}),
     }
+
+
+def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
+    """A scaling by more than a factor: llama.cpp would apply it to the sliding layers too."""
+    scaling = architecture.rope_scaling
+    if scaling is None or scaling["rope_type"] != "yarn":
+        return []
+    return [
+        Obstacle(
+            "rope_scaling",
+            "its rotary scaling is 'yarn', and llama.cpp's 'gemma3' would multiply the queries and "
+            "keys of the sliding layers by its factor too: logits at every position would differ",
+            {"rope_scaling": None},
+        )
+    ]
