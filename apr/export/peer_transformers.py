@@ -5,7 +5,25 @@ Run by `apr.export.peers.ask`, without network.
 
 from __future__ import annotations
 
+from typing import Any
+
 from apr.export.peers import read_request, write_answer
+
+
+def _loading(transformers: Any, model: str) -> dict[str, Any]:
+    """Which attention computes what the family's own code says, and blocks decoded on loading.
+
+    torch's fused kernel has neither soft caps nor sinks, and is not offered where it lacks them
+    only by some classes.
+    """
+    config = transformers.AutoConfig.from_pretrained(model)
+    kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+    fused = getattr(kind, "_supports_sdpa", False)
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    out: dict[str, Any] = {"attn_implementation": "sdpa" if fused and not capped else "eager"}
+    if (getattr(config, "quantization_config", None) or {}).get("quant_method") == "mxfp4":
+        out["quantization_config"] = transformers.Mxfp4Config(dequantize=True)
+    return out
 
 
 def main() -> None:
@@ -29,6 +47,7 @@ def main() -> None:
             request["model"],
             torch_dtype=getattr(torch, request.get("dtype", "float32")),
             output_loading_info=True,
+            **_loading(transformers, request["model"]),
         )
         details["class"] = type(model).__name__
         details["problems"] = {

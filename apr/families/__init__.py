@@ -52,8 +52,9 @@ class Place:
 
     `names` are the tensors there that it is made of, `recipe` is how (apr/formats/recipes.py).
     `index` is its place along the first dimension where several share one tensor (experts), and
-    `count` is a number that the recipe needs: of heads, or which part of a shared tensor it is.
-    `width` is how many rows at the end of each head are meant, 0 for all.
+    `fellows` is how many they are. `count` is a number that the recipe needs: of heads, or which
+    part of a shared tensor it is. `width` is how many rows at the end of each head are meant, 0
+    for all.
     """
 
     names: tuple[str, ...]
@@ -61,6 +62,7 @@ class Place:
     index: int | None = None
     count: int = 0
     width: int = 0
+    fellows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +238,9 @@ def _place(
         count = heads if isinstance(heads, int) else int(getattr(architecture, heads))
         recipe, width = "heads", architecture.rotary_dim
     names = tuple(template.format(i=layer, e=expert) for template in templates)
-    return Place(names, recipe, expert if shared else None, count, width)
+    if shared:
+        return Place(names, recipe, expert, count, width, architecture.num_experts)
+    return Place(names, recipe, None, count, width)
 
 
 def hf_names(architecture: Architecture, names: Iterable[str]) -> dict[str, str]:

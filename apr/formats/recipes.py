@@ -62,21 +62,14 @@ def read(
         return permuted(first, place.count, place.width, to_gguf=False) if fits else first
     if recipe == "stack":
         assert place.index is not None
-        return _element(first, place.index) if len(first.shape) == len(spec.shape) + 1 else first
+        fits = first.shape == (place.fellows, *spec.shape)
+        return _element(first, place.index) if fits else first
     if recipe == "transpose":
         return _computed(spec.name, spec.shape, parts, lambda a: a[0].T, first.shape[::-1])
     if recipe == "plus_one":
         return _minus_one(first, exact(place.names[0])) if first.shape == spec.shape else first
-    if recipe in _AS_BLOCKS and len(parts) == 2:
-        assert place.index is not None
-        part = place.count if recipe == "interleaved" else None
-        return mxfp4.expert(spec.name, spec.shape, parts[0], parts[1], place.index, part)
-    if recipe == "stack_transpose":
-        index = place.index
-        return _computed(spec.name, spec.shape, parts, lambda a: a[0][index].T, spec.shape)
-    if recipe == "interleaved":
-        index, part = place.index, place.count
-        return _computed(spec.name, spec.shape, parts, lambda a: a[0][index].T[part::2], spec.shape)
+    if recipe in _AS_BLOCKS:
+        return _of_experts(spec, place, parts)
     assert recipe == "kv_b"
 
     def joined(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
@@ -88,6 +81,25 @@ def read(
     if len(parts) != 2 or tuple(p.shape for p in parts) != shapes:
         return first
     return _computed(spec.name, spec.shape, parts, joined, spec.shape)
+
+
+def _of_experts(spec: TensorSpec, place: Place, parts: Sequence[Tensor]) -> Tensor:
+    """An expert's tensor from one that holds all of them `[experts, in, out]`, two kinds in turns
+    along `out` or one alone; or from its MXFP4 blocks.
+    """
+    index, first = place.index, replace(parts[0], name=spec.name)
+    assert index is not None
+    part = place.count if place.recipe == "interleaved" else None
+    if first.shape[0] != place.fellows:
+        return first  # for `check_tensors` to report
+    if len(parts) == 2:
+        return mxfp4.expert(spec.name, spec.shape, parts[0], parts[1], index, part)
+    step = 1 if part is None else 2
+    whole = (place.fellows, *spec.shape[1:], spec.shape[0] * step)
+    if first.shape != whole:
+        return first
+    turned = lambda a: a[0][index].T[part or 0 :: step]  # noqa: E731
+    return _computed(spec.name, spec.shape, parts, turned, spec.shape)
 
 
 def write(
@@ -145,9 +157,12 @@ def canonical(
     used: set[str] = set()
     for spec in specs:
         place = place_of(spec, world)
-        if all(name in tensors for name in place.names):
-            used.update(place.names)
-            parts = [tensors[name] for name in place.names]
+        names = place.names
+        if world == "hf" and place.recipe in _AS_BLOCKS and names[0] not in tensors:
+            names = mxfp4.names(names[0])
+        if all(name in tensors for name in names):
+            used.update(names)
+            parts = [tensors[name] for name in names]
             out[spec.name] = read(spec, place, parts, architecture, exact)
     out.update((name, tensor) for name, tensor in tensors.items() if name not in used)
     return out

@@ -218,3 +218,39 @@ def test_the_window_that_a_gguf_gpt_oss_states_hides_nothing_where_there_is_none
     assert module.to_gguf(full)["attention.sliding_window"] == 128
     assert module.to_gguf(read("gpt_oss", sliding_window=8))["attention.sliding_window"] == 8
     assert module.to_gguf(read("gpt_oss", sliding_window=200))["attention.sliding_window"] == 200
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "total", "active"),
+    [
+        (
+            "mixtral",  # 8x7B
+            (4096, 14336, 32, 32, 8, 128, 32000),
+            46_702_792_704,
+            12.88,
+        ),
+        (
+            "qwen3_moe",  # 30B-A3B
+            (2048, 6144, 48, 32, 4, 128, 151936),
+            30_532_122_624,
+            3.35,
+        ),
+        ("gpt_oss", (2880, 2880, 24, 64, 8, 64, 201088), 20_914_757_184, 4.19),  # 20b
+    ],
+)
+def test_released_models_have_their_known_number_of_parameters(family, sizes, total, active):
+    keys = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "head_dim", "vocab_size",
+    )  # fmt: skip
+    experts = {
+        "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2},
+        "qwen3_moe": {
+            "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
+        },
+        "gpt_oss": {"num_local_experts": 32, "num_experts_per_tok": 4},
+    }[family]  # fmt: skip
+    arch = read(family, **dict(zip(keys, sizes, strict=True)), **experts)
+    assert families.num_parameters(arch) == total
+    # In billions, with the embedding (gpt-oss is published as 3.6 without).
+    assert round(families.num_parameters(arch, active=True) / 1e9, 2) == active
