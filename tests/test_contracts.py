@@ -28,14 +28,14 @@ LATENT = {
 SIZES: dict[str, dict[str, object]] = {
     "gpt2": {"num_kv_heads": 4, "rope_theta": None},
     "mixtral": {**EXPERTS, "intermediate_size": 48},
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), LATENT),
-    "olmoe": {**EXPERTS, "intermediate_size": 48},
     "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 56},
     "qwen3_moe": EXPERTS,
     "gpt_oss": {
         **EXPERTS, "intermediate_size": 48, "sliding_window": 8, "swiglu_limit": 7.0,
         "layer_types": ("sliding_attention", "full_attention"),
     },
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), LATENT),
+    "olmoe": {**EXPERTS, "intermediate_size": 48},
 }  # fmt: skip
 
 
@@ -116,6 +116,7 @@ CASES = [
     ("DEEPSEEK-V2-HEAD-DIM", "deepseek_v2", {"qk_nope_head_dim": 18}),
     ("DEEPSEEK-V2-SHARED", "deepseek_v2", {"num_shared_experts": 2}),
     ("DEEPSEEK-V2-DENSE-FIRST", "deepseek_v2", {"mlp_layer_types": ("sparse", "dense")}),
+    ("DEEPSEEK-V2-GROUPS", "deepseek_v2", {"group_score": "mean"}),
     ("DEEPSEEK-V2-HIDDEN", "deepseek_v2", {"num_heads": 6, "num_kv_heads": 6}),
     ("DEEPSEEK-V3-HEADS", "deepseek_v3", {"num_kv_heads": 1}),
     ("DEEPSEEK-V3-HEAD-DIM", "deepseek_v3", {"head_dim": 26}),

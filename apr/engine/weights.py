@@ -43,7 +43,7 @@ def build(model: OpenedModel, device: torch.device, dtype: torch.dtype) -> tuple
             ) from error
         if weight is source and not tensor.dtype.is_block:
             mapped += weight.numel() * weight.element_size()
-        _assign(decoder, name, weight)
+        assign(decoder, name, weight)
     if architecture.tie_word_embeddings:
         decoder.lm_head.weight = decoder.model.embed_tokens.weight
     left = [name for name, parameter in decoder.named_parameters() if parameter.is_meta]
@@ -52,7 +52,7 @@ def build(model: OpenedModel, device: torch.device, dtype: torch.dtype) -> tuple
     return decoder.eval(), mapped
 
 
-def _assign(decoder: Decoder, name: str, weight: torch.Tensor) -> None:
+def assign(module: nn.Module, name: str, weight: torch.Tensor) -> None:
+    """Make a tensor the parameter of that name."""
     path, _, leaf = name.rpartition(".")
-    module = decoder.get_submodule(path)
-    setattr(module, leaf, nn.Parameter(weight, requires_grad=False))
+    setattr(module.get_submodule(path), leaf, nn.Parameter(weight, requires_grad=False))

@@ -9,7 +9,6 @@ could not be asked. Nothing here writes.
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -26,7 +25,6 @@ from apr.export import comparison, peers, samples
 from apr.export.report import Check, Outcome, failed, passed, skipped, timed
 from apr.formats import open_model
 from apr.formats.opened import OpenedModel
-from apr.formats.streaming import Sources
 
 Float32 = npt.NDArray[np.float32]
 _NO_PEERS = "left out by --no-peers"
@@ -100,7 +98,7 @@ class Proof:
 
     @cached_property
     def precision(self) -> str | None:
-        """What the logits are computed in: float32 if a copy fits, else bfloat16, or None."""
+        """What another program can hold: the model in float32, else in bfloat16, or None."""
         count = sum(t.num_elements for t in self.source.tensors.values())
         free = available_memory()
         for name, size in (("float32", 4), ("bfloat16", 2)):
@@ -120,19 +118,9 @@ class Proof:
 
     def logits_of(self, model: OpenedModel) -> Float32:
         """Our engine on any model, at the end of this proof's prompt, `[compared, vocab]`."""
-        from apr import engine
+        from apr.engine.streamed import streamed_logits
 
-        # One model in memory at a time: weights are views of the file's pages where their type
-        # allows it, and pages stay resident until they are given back.
-        sources = Sources()
-        tensors = {name: sources.watch(tensor) for name, tensor in model.tensors.items()}
-        watched = replace(model, tensors=tensors)
-        loaded = engine.load(watched, device="cpu", dtype=self.precision, threads=self.threads)
-        out = loaded.logits(self.prompt, last=self.compared)
-        del loaded, watched
-        gc.collect()
-        sources.release(forget=True)
-        return out
+        return streamed_logits(model, self.prompt, last=self.compared, threads=self.threads)
 
     def run(self) -> Iterator[Check]:
         """Ask everything, in the order in which an answer is cheap; stops after a failed tensor."""
@@ -189,8 +177,6 @@ class Proof:
 
     def logits(self) -> Outcome:
         """Logits of both, by our engine."""
-        if self.precision is None:
-            return skipped("the model does not fit into the free memory")
         rules = comparison.rules()["logits"]
         bound = (
             rules["converted"].get(self.main_type, rules["converted"]["F32"])
@@ -198,7 +184,7 @@ class Proof:
             else rules["same_weights"]
         )
         out = comparison.logits(self.source_logits, self.written_logits, bound)
-        message, figures = f"{out.message} ({self.precision})", out.figures
+        message, figures = f"{out.message} (float32)", out.figures
         caveats = families.gguf_caveats(self.source.architecture) if self.format == "gguf" else []
         if caveats:  # of the loader's settings, which no file can make
             message = "; ".join([message, *(f"note: {caveat}" for caveat in caveats)])

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
-from apr.families import latent, obstacles, rotary
+from apr.families import obstacles, rotary
 from apr.families.obstacles import Obstacle
 
 if TYPE_CHECKING:
@@ -171,15 +171,14 @@ def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
     """What this model does that no GGUF of its family can say to llama.cpp; empty if nothing."""
     own = getattr(by_name(architecture.family), "gguf_obstacles", None)
     out = obstacles.shared(architecture)
-    if architecture.is_mla:
-        out += latent.gguf_obstacles(architecture)
     out += [Obstacle("rope_scaling", *found) for found in rotary.gguf_obstacles(architecture)]
     return out + (own(architecture) if own else [])
 
 
 def gguf_caveats(architecture: Architecture) -> list[str]:
     """What whoever loads the GGUF must know to get the same logits; a sentence each."""
-    return rotary.gguf_caveats(architecture)
+    own = getattr(by_name(architecture.family), "gguf_caveats", None)
+    return rotary.gguf_caveats(architecture) + (own(architecture) if own else [])
 
 
 def writes_tied_head(architecture: Architecture) -> bool:

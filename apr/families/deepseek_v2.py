@@ -8,11 +8,13 @@ Reference: transformers' `models/deepseek_v2`, which does not read norm_topk_pro
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from apr.architecture import Architecture
-from apr.errors import InvalidFormat, StrPath
+from apr.errors import GateFailed, InvalidFormat, StrPath
 from apr.families import latent
+from apr.families.obstacles import Obstacle
 
 # DeepseekV2Config's defaults; it has none of use for num_experts_per_tok (null).
 _DEFAULTS = {
@@ -53,7 +55,19 @@ def from_hf(config: Mapping[str, Any], where: StrPath) -> Architecture:
 
 
 def to_hf(architecture: Architecture) -> dict[str, Any]:
-    """The `config.json`; see `latent.to_hf`."""
+    """The `config.json`; see `latent.to_hf`.
+
+    Raises:
+        GateFailed: groups are judged as llama.cpp does it, which no config says.
+    """
+    if architecture.group_score == "top2":
+        raise GateFailed(
+            "deepseek_v2",
+            f"{architecture.topk_groups} of {architecture.num_expert_groups} groups of experts are "
+            "judged by their two best experts, as llama.cpp does it, and transformers judges them "
+            "by the best: tokens would go to other experts",
+            "export the Hugging Face folder that the GGUF was made from",
+        )
     grouped = architecture.num_expert_groups > 1
     groups = {"n_group": architecture.num_expert_groups, "topk_group": architecture.topk_groups}
     return latent.to_hf(
@@ -71,39 +85,42 @@ def claims_gguf(fields: Mapping[str, Any]) -> bool:
 
 
 def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
-    """Read GGUF metadata.
+    """Read GGUF metadata. Groups are judged as llama.cpp does it, by their two best experts, which
+    is not what DeepSeek-V2's own are: `to_hf` refuses such an architecture.
 
     Raises:
         InvalidFormat: as `latent.from_gguf`, or the chosen weights are to sum to one, which no
-            DeepSeek-V2 of transformers' does, or there are groups, which llama.cpp judges by
-            another rule than this family's.
+            DeepSeek-V2 of transformers' does.
     """
     architecture = latent.from_gguf(
         fields,
         where,
         "deepseek_v2",
-        num_expert_groups=1,
-        topk_groups=1,
         attention_bias="blk.0.attn_kv_a_mqa.bias" in fields.get("tensors", ()),
     )
     if fields.get("expert_weights_norm"):
         raise InvalidFormat(
             where, "deepseek2.expert_weights_norm with a softmax router is not supported"
         )
-    groups = fields.get("expert_group_count") or 1
-    used = fields.get("expert_group_used_count") or 1
-    if groups > 1 and used < groups:
-        raise InvalidFormat(
-            where,
-            f"states {groups} groups of experts, {used} of them used: llama.cpp judges a group by "
-            "its two best experts, DeepSeek-V2 by its best, so one of the two is wrong",
-            "open the Hugging Face folder that the file was made from",
-        )
-    return architecture
+    grouped = architecture.topk_groups < architecture.num_expert_groups
+    return replace(architecture, group_score="top2") if grouped else architecture
 
 
 def to_gguf(architecture: Architecture) -> dict[str, Any]:
-    """The GGUF metadata (keys without the prefix). Groups that are all used change nothing, and
-    are left out; others are an obstacle.
+    """The GGUF metadata (keys without the prefix). Groups judged by their best expert never stand
+    there: where all are used they change nothing, others are an obstacle.
     """
-    return {**latent.to_gguf(architecture), "expert_group_count": 1, "expert_group_used_count": 1}
+    out = latent.to_gguf(architecture)
+    if architecture.group_score == "max":
+        out |= {"expert_group_count": 1, "expert_group_used_count": 1}
+    return out
+
+
+def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
+    """What llama.cpp's `deepseek2` does not compute."""
+    return latent.gguf_obstacles(architecture)
+
+
+def gguf_caveats(architecture: Architecture) -> list[str]:
+    """What llama.cpp's `deepseek2` computes nearly."""
+    return latent.gguf_caveats(architecture)

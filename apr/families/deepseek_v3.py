@@ -13,6 +13,7 @@ from typing import Any
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
 from apr.families import latent
+from apr.families.obstacles import Obstacle
 
 # DeepseekV3Config's defaults, for what no tensor's shape can tell and no model could guess wrong
 # without being told: sizes are errors, as everywhere.
@@ -109,3 +110,13 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
 def to_gguf(architecture: Architecture) -> dict[str, Any]:
     """The GGUF metadata (keys without the prefix)."""
     return latent.to_gguf(architecture)
+
+
+def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
+    """What llama.cpp's `deepseek2` does not compute."""
+    return latent.gguf_obstacles(architecture)
+
+
+def gguf_caveats(architecture: Architecture) -> list[str]:
+    """What llama.cpp's `deepseek2` computes nearly."""
+    return latent.gguf_caveats(architecture)

@@ -14,6 +14,7 @@ from typing import Any
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
 from apr.families import deepseek_v3, latent
+from apr.families.obstacles import Obstacle
 
 # Glm4MoeLiteConfig's defaults; sizes have none here.
 _DEFAULTS = {
@@ -95,3 +96,13 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
 def to_gguf(architecture: Architecture) -> dict[str, Any]:
     """The GGUF metadata (keys without the prefix)."""
     return latent.to_gguf(architecture)
+
+
+def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
+    """What llama.cpp's `deepseek2` does not compute."""
+    return latent.gguf_obstacles(architecture)
+
+
+def gguf_caveats(architecture: Architecture) -> list[str]:
+    """What llama.cpp's `deepseek2` computes nearly."""
+    return latent.gguf_caveats(architecture)

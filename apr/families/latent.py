@@ -12,13 +12,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
 from apr.families import dense
 from apr.families.obstacles import Obstacle
 
 SOFTMAX, SIGMOID = 1, 2  # llama.cpp's expert_gating_func
+# The norms of the latents have this, whatever rms_norm_eps says (transformers' modules of all three
+# families leave it at its default). llama.cpp's have the model's: see apr/formats/latent_scale.py.
+LATENT_EPS = 1e-6
 _LOG = "rope.scaling.yarn_log_multiplier"
 # What `dense.from_hf` reads; everything else of a config is read here, or by the family.
 _DENSE = (
@@ -347,9 +349,28 @@ def _linear_key(scaling: Mapping[str, Any] | None) -> dict[str, float]:
     return {_LOG: (1 / (1 + 0.1 * log) - 1) / log}
 
 
+def latent_scale(architecture: Architecture) -> int:
+    """The power of two that the latents' projections are multiplied by in GGUF, as an exponent: the
+    norm that follows then has nearly `LATENT_EPS` in effect (apr/formats/latent_scale.py).
+    """
+    return round(math.log2(architecture.rms_norm_eps / LATENT_EPS) / 2)
+
+
+def gguf_caveats(architecture: Architecture) -> list[str]:
+    """What the file cannot make llama.cpp compute in full, though nearly."""
+    given = architecture.rms_norm_eps
+    effective = given / 4 ** latent_scale(architecture)
+    if math.isclose(effective, LATENT_EPS, rel_tol=1e-3):
+        return []
+    return [
+        f"rms_norm_eps {given:g}: llama.cpp has it in the norms of the latents, too, where "
+        f"transformers has {LATENT_EPS:g}; scaled weights bring it to {effective:g} (block types "
+        "are not scaled), so where a latent is small, its square's mean near these, logits differ"
+    ]
+
+
 def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
-    """What this model does that llama.cpp's `deepseek2` does not."""
-    lacks = contracts.load(f"families/{architecture.family}").get("gguf_lacks", [])
+    """What this model does that llama.cpp's `deepseek2` does not, beside what the contract says."""
     out = []
     layers, vocab = architecture.num_layers, architecture.vocab_size
     lite = layers in (26, 27) or (layers == 48 and vocab == 128256)
@@ -372,7 +393,7 @@ def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
             )
         )
     groups, chosen = architecture.num_expert_groups, architecture.topk_groups
-    if "group_max" in lacks and chosen < groups:
+    if architecture.group_score == "max" and chosen < groups:
         out.append(
             Obstacle(
                 "group_score",

@@ -18,7 +18,7 @@ from apr import contracts, families, rope
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, ModelLoadError
 from apr.families import rotary
-from apr.formats import recipes
+from apr.formats import latent_scale, recipes
 from apr.formats.gguf_reader import GgufFile
 from apr.formats.gguf_statement import ARCHITECTURE, PlannedGguf, applied
 from apr.formats.opened import OpenedModel
@@ -199,7 +199,9 @@ def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, T
         follows.add(HEAD)
     held = {name: t for name, t in file.tensors.items() if name not in follows}
     specs = families.tensor_specs(architecture)
-    return recipes.canonical("gguf", specs, held, architecture, lambda n: _exact(file, n))
+    found = recipes.canonical("gguf", specs, held, architecture, lambda n: _exact(file, n))
+    power = latent_scale.stated(file.fields, file.path)
+    return latent_scale.scaled(found, architecture, -power)
 
 
 def _exact(file: GgufFile, name: str) -> list[float] | None:

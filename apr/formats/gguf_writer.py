@@ -22,7 +22,7 @@ from apr.atomic import atomic_file
 from apr.dtypes import DTYPES, DType
 from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
 from apr.families import TensorSpec, rotary
-from apr.formats import recipes
+from apr.formats import latent_scale, recipes
 from apr.formats.gguf_model import (
     EXACT,
     GENERAL,
@@ -113,6 +113,7 @@ def write_gguf_into(
     fields = gguf_fields(model, [t.dtype for t in tensors if len(t.shape) > 1], name)
     planned = PlannedGguf(path, fields, {tensor.name: tensor for tensor in tensors})
     fields |= statement(model.architecture, architecture_by_keys(planned))
+    fields |= _latent_scale(model, quantize)
     with path.open("wb") as file:
         write_container(file, fields, tensors, sources, progress)
 
@@ -141,15 +142,30 @@ def gguf_tensors(
         held = {name: sources.watch(tensor) for name, tensor in held.items()}
 
     def choose(tensor: Tensor, spec: TensorSpec) -> DType:
-        if spec.role in ("router", "positions") and asked is not None and asked.is_block:
-            # A rounded router would send tokens to other experts; positions are few.
-            return DTYPES["F32"]
-        return chosen_dtype(tensor, asked, "gguf")
+        return _chosen(tensor, spec, asked)
 
+    power = latent_scale.exponent(architecture, held, choose)
+    held = latent_scale.scaled(held, architecture, power)
     out = recipes.write("gguf", specs, held, architecture, choose)
     if families.writes_tied_head(architecture):
         out.append(replace(out[0], name=HEAD))  # the contract's first tensor is the embedding
     return out + _rotary_divisors(architecture)
+
+
+def _chosen(tensor: Tensor, spec: TensorSpec, asked: DType | None) -> DType:
+    if spec.role in ("router", "positions") and asked is not None and asked.is_block:
+        # A rounded router would send tokens to other experts; positions are few.
+        return DTYPES["F32"]
+    return chosen_dtype(tensor, asked, "gguf")
+
+
+def _latent_scale(model: OpenedModel, quantize: str | None) -> dict[str, int]:
+    """Our own key for what `gguf_tensors` did to the latents, if it did."""
+    asked = requested_dtype(quantize, "gguf")
+    power = latent_scale.exponent(
+        model.architecture, model.tensors, lambda tensor, spec: _chosen(tensor, spec, asked)
+    )
+    return {latent_scale.KEY: power} if power else {}
 
 
 def _rotary_divisors(architecture: Architecture) -> list[Tensor]:

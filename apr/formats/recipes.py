@@ -20,6 +20,7 @@ from apr.architecture import Architecture
 from apr.dtypes import DTYPES, DType
 from apr.errors import InvalidFormat
 from apr.families import Place, TensorSpec
+from apr.formats import mxfp4
 from apr.mapped import release
 from apr.quant import recoded
 from apr.tensors import Bytes, Tensor
@@ -30,6 +31,8 @@ Choose = Callable[[Tensor, TensorSpec], DType]
 Exact = Callable[[str], Sequence[float] | None]
 # Recipes that keep rows whole: they work on the bytes of every type with rows.
 _WHOLE_ROWS = frozenset({"plain", "squeezed", "heads", "stack"})
+# Recipes whose tensor a Hugging Face folder may hold as MXFP4 blocks and their scales instead.
+_AS_BLOCKS = frozenset({"interleaved", "stack_transpose"})
 
 
 def read(
@@ -64,6 +67,10 @@ def read(
         return _computed(spec.name, spec.shape, parts, lambda a: a[0].T, first.shape[::-1])
     if recipe == "plus_one":
         return _minus_one(first, exact(place.names[0])) if first.shape == spec.shape else first
+    if recipe in _AS_BLOCKS and len(parts) == 2:
+        assert place.index is not None
+        part = place.count if recipe == "interleaved" else None
+        return mxfp4.expert(spec.name, spec.shape, parts[0], parts[1], place.index, part)
     if recipe == "stack_transpose":
         index = place.index
         return _computed(spec.name, spec.shape, parts, lambda a: a[0][index].T, spec.shape)
@@ -105,6 +112,8 @@ def write(
     out: list[Tensor] = []
     for names, members in groups.items():
         recipe = place_of(members[0], world).recipe
+        if recipe == "interleaved":  # all gates first, then all ups
+            members.sort(key=lambda m: (place_of(m, world).count, place_of(m, world).index or 0))
         if recipe in _WHOLE_ROWS:
             made = _whole_rows(world, members, tensors, choose)
             out.append(replace(made, name=names[0]))
@@ -331,7 +340,6 @@ def _computed_parts(
     if recipe == "stack_transpose":
         return [_stacked(_each(members, 1))]
     assert recipe == "interleaved"
-    # All gates come first, then all ups: the contract lists one role after the other.
     half = len(members) // 2
     pairs = [part for pair in zip(members[:half], members[half:], strict=True) for part in pair]
     return [_stacked(_each(pairs, 2))]

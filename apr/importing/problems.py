@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from apr import architecture as arch
 from apr import families
 from apr.architecture import Architecture
 from apr.errors import AprError, InvalidFormat, ModelLoadError, NotFound, StrPath, UsageError
 from apr.formats import GgufFile, OpenedModel, detect_format, open_model
+from apr.formats.mxfp4 import METHOD as MXFP4
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,8 +94,8 @@ def _folder(path: Path) -> OpenedModel:
     architecture = None
     if config is not None:
         architecture = found.ask(lambda: hf.read_architecture(path, config))
-        if config.get("quantization_config"):
-            method = dict(config["quantization_config"]).get("quant_method", "of an unnamed kind")
+        method = _quantized(config)
+        if method not in (None, MXFP4):  # whose tensors the recipes read
             found.errors.append(
                 InvalidFormat(
                     path / hf.CONFIG,
@@ -110,6 +111,15 @@ def _folder(path: Path) -> OpenedModel:
     missing = "has no tokenizer.json"
     _judge(found, architecture, tensors, lambda: hf.read_tokenizer(path), missing)
     return open_model(path)
+
+
+def _quantized(config: Mapping[str, Any]) -> str | None:
+    """How the folder's tensors are quantized, None if they are not."""
+    found = config.get("quantization_config")
+    if not found:
+        return None
+    named = found.get("quant_method") if isinstance(found, dict) else None
+    return str(named or "of an unnamed kind")
 
 
 def _gguf(path: Path) -> OpenedModel:

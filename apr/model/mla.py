@@ -13,13 +13,11 @@ from torch import Tensor, nn
 
 from apr import rope
 from apr.architecture import Architecture
+from apr.families.latent import LATENT_EPS
 from apr.model.attention import Angles, attend
 from apr.model.cache import KVCache
 from apr.model.norms import RMSNorm
 from apr.model.rotary import rotate
-
-# The norms of the latents keep this whatever rms_norm_eps says (transformers' deepseek_v3).
-_LATENT_EPS = 1e-6
 
 
 class LatentAttention(nn.Module):
@@ -41,10 +39,10 @@ class LatentAttention(nn.Module):
             self.q_proj = nn.Linear(hidden, arch.q_size, bias=False)
         else:
             self.q_a_proj = nn.Linear(hidden, arch.q_lora_rank, bias=bias)
-            self.q_a_layernorm = RMSNorm(arch.q_lora_rank, _LATENT_EPS)
+            self.q_a_layernorm = RMSNorm(arch.q_lora_rank, LATENT_EPS)
             self.q_b_proj = nn.Linear(arch.q_lora_rank, arch.q_size, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(hidden, arch.latent_size, bias=bias)
-        self.kv_a_layernorm = RMSNorm(arch.kv_lora_rank, _LATENT_EPS)
+        self.kv_a_layernorm = RMSNorm(arch.kv_lora_rank, LATENT_EPS)
         self.kv_b_proj = nn.Linear(arch.kv_lora_rank, arch.kv_b_size, bias=False)
         self.o_proj = nn.Linear(arch.value_size, hidden, bias=bias)
 

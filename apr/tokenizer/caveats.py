@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from apr.tokenizer import gguf_pieces, ggufkeys, pretokenizers, probe, recognition
+from apr.tokenizer import alphabet, gguf_pieces, ggufkeys, pretokenizers, probe, recognition
 from apr.tokenizer import spec as specs
 from apr.tokenizer.tokenizer import Tokenizer
 
@@ -37,7 +37,21 @@ def _byte_level(tokenizer: Tokenizer) -> Iterator[str]:
         yield f"llama.cpp's {name} splits otherwise than published files of that name: {text}"
     theirs = bool(pretokenizers.rules(name)["ignore_merges"])
     if theirs != bool(spec["model"].get("ignore_merges", False)):
-        yield f"llama.cpp sets ignore_merges to {str(theirs).lower()} here"
+        changed = _first_passed_over(tokenizer)
+        if changed is not None:
+            does = f"sets ignore_merges to {str(theirs).lower()} here"
+            yield f"llama.cpp {does}, which changes the ids of {changed!r}"
+
+
+def _first_passed_over(tokenizer: Tokenizer) -> str | None:
+    """A token's text that merges do not make into the token, so that passing them over matters."""
+    model = tokenizer.spec["model"]
+    flipped = {**model, "ignore_merges": not model.get("ignore_merges", False)}
+    theirs = replace(tokenizer, spec={**tokenizer.spec, "model": flipped})
+    whole = [alphabet.to_bytes(text) for text, _ in specs.model_entries(tokenizer.spec)]
+    texts = [data.decode("utf-8", "replace") for data in whole]
+    pairs = zip(tokenizer.encode_batch(texts), theirs.encode_batch(texts), strict=True)
+    return next((text for text, (a, b) in zip(texts, pairs, strict=True) if a != b), None)
 
 
 def _first_other_ids(tokenizer: Tokenizer, name: str) -> recognition.Difference | None:

@@ -18,9 +18,10 @@ from apr.errors import InvalidFormat
 from apr.tokenizer import ggufown, pieces, probe
 from apr.tokenizer import sentencepiece as sp
 from apr.tokenizer import spec as specs
+from apr.tokenizer.library import build
 from apr.tokenizer.pieces import SPACE, Rules
 from apr.tokenizer.recognition import Difference
-from apr.tokenizer.tokenizer import Tokenizer, build, byte_token
+from apr.tokenizer.tokenizer import Tokenizer, byte_token
 
 NEVER = -1e9  # the score of a piece that no merge makes
 ADDED = -1000.0  # the score of an added token, as llama.cpp's converter writes it

@@ -23,8 +23,14 @@ _CATEGORY = re.compile(r"\\p\{(\w)")
 
 
 def names() -> list[str]:
-    """The names offered for training, and those that are recognised."""
+    """The names that are recognised and rebuilt."""
     return list(_contract()["pre_tokenizers"])
+
+
+def offered() -> list[str]:
+    """The names offered for training."""
+    known = _contract()["pre_tokenizers"]
+    return [name for name, rule in known.items() if rule.get("offered", True)]
 
 
 def forced_types(tokens: Iterable[str]) -> dict[str, bool]:
@@ -52,7 +58,7 @@ def rules(name: str) -> Mapping[str, Any]:
     known = _contract()["pre_tokenizers"]
     found = canonical(name)
     if found is None:
-        raise UsageError("--pre", f"unknown pre-tokenizer {name!r}", f"use {', '.join(known)}")
+        raise UsageError("--pre", f"unknown pre-tokenizer {name!r}", f"use {', '.join(offered())}")
     stated: Mapping[str, Any] = known[found]
     return stated
 

@@ -17,6 +17,7 @@ from typing import Any
 from apr.errors import InvalidFormat
 from apr.tokenizer import alphabet, pretokenizers, probe
 from apr.tokenizer import spec as specs
+from apr.tokenizer.library import build
 
 Json = dict[str, Any]
 Split = Callable[[str], list[str]]
@@ -171,8 +172,6 @@ def _split_by(name: str) -> Split:
 @cache
 def _splitter(normalizer: str, section: str) -> Split:
     """A function that gives the pieces of a text, in the byte alphabet."""
-    from apr.tokenizer.tokenizer import build
-
     spec = {
         "version": "1.0", "added_tokens": [], "post_processor": None, "decoder": None,
         "normalizer": json.loads(normalizer) if normalizer else None,

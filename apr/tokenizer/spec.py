@@ -150,6 +150,34 @@ def step_types(section: Any) -> set[str]:
     return found
 
 
+def template_ids(section: Any) -> tuple[list[int], list[int]] | None:
+    """The ids that a post-processor's templates put before and after a text.
+
+    None where it has a step of another kind (or one that cannot be read), so that only trying
+    tells.
+    """
+    before: list[int] = []
+    after: list[int] = []
+    if not step_types(section) <= {"ByteLevel", "TemplateProcessing", "Sequence"}:
+        return None
+    try:
+        for step in (section or {}).get("processors") or [section or {}]:
+            if step.get("type") != "TemplateProcessing":
+                continue
+            middle = [*map(bool, (part.get("Sequence") for part in step["single"]))].index(True)
+            found = [
+                []
+                if "Sequence" in part
+                else step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
+                for part in step["single"]
+            ]
+            before = [id for ids in found[:middle] for id in ids] + before
+            after += [id for ids in found[middle:] for id in ids]
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return None
+    return before, after
+
+
 @dataclass(frozen=True)
 class Parts:
     """A spec taken apart: token list, merges as "a b", the rest, and how to put it together.

@@ -7,7 +7,6 @@ no text gives one, and one decodes to nothing, as in transformers and llama.cpp.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from apr.errors import InvalidFormat, StrPath
 from apr.tokenizer import alphabet, pretokenizers
 from apr.tokenizer import spec as specs
+from apr.tokenizer.library import build
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -260,7 +260,13 @@ class Tokenizer:
 
     @cached_property
     def added_around(self) -> tuple[list[int], list[int]]:
-        """What the post-processor puts before and after a text, found by what it does."""
+        """What the post-processor puts before and after a text.
+
+        Read from its templates; found by what it does where it is of another kind.
+        """
+        stated = specs.template_ids(self.spec.get("post_processor"))
+        if stated is not None:
+            return stated
         probe = self.encode("a")
         whole = self.encode("a", add_special_tokens=True)
         for start in range(len(whole) - len(probe) + 1):
@@ -351,44 +357,6 @@ class Tokenizer:
 
         tokenizer = self if vocab_size is None else self.resized(vocab_size)
         return ggufkeys.write(tokenizer, allow_inexact=allow_inexact)
-
-
-def build(spec: specs.Json, where: StrPath) -> Backend:
-    """The library's object: never truncating, padding or dropping merges.
-
-    Raises:
-        InvalidFormat: the library refuses the spec, with its reason.
-    """
-    from tokenizers import Tokenizer as Library
-
-    usable = {**spec, "truncation": None, "padding": None}
-    usable["model"] = _with_all_ids(spec, where)
-    try:
-        return Library.from_str(json.dumps(usable))
-    except BaseException as error:  # the library panics (not an Exception) on some input
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise InvalidFormat(where, f"the tokenizers library refuses it ({error})") from error
-
-
-def _with_all_ids(spec: specs.Json, where: StrPath) -> specs.Json:
-    """The model, with the added tokens in its vocabulary where their ids have gaps.
-
-    The library numbers added tokens that the model does not know one by one behind it, whatever
-    ids they state.
-    """
-    model: specs.Json = {"type": "BPE", **spec["model"]}
-    known = {text for text, _ in specs.model_entries(spec)}
-    entries = spec.get("added_tokens") or []
-    missing = {t["content"]: t["id"] for t in entries if t["content"] not in known}
-    first = len(known)
-    if list(missing.values()) == list(range(first, first + len(missing))):
-        missing = {}
-    if specs.is_unigram(spec):
-        if missing:
-            raise InvalidFormat(where, "its added tokens do not follow its pieces one by one")
-        return model
-    return model | {"vocab": {**model["vocab"], **missing}, "dropout": None}
 
 
 def byte_token(text: str) -> int | None:

@@ -86,6 +86,7 @@ def train(texts: Iterable[str], vocab_size: int, pre: str) -> Tokenizer:
         vocab_size=end + 1,
         eos_token_ids=(end,),
         pad_token_id=end,
+        stated_pre=pre,
         record={
             "pre_type": pre,
             "asked_vocab_size": vocab_size,
@@ -104,7 +105,12 @@ def check_request(vocab_size: int, pre: str) -> None:
     Raises:
         UsageError: see `train`.
     """
-    pretokenizers.rules(pre)
+    if not pretokenizers.rules(pre).get("offered", True):
+        raise UsageError(
+            "--pre",
+            f"{pre!r} is what readers do without a name",
+            f"use {', '.join(pretokenizers.offered())}",
+        )
     if vocab_size < SMALLEST:
         raise UsageError(
             "--vocab-size",

@@ -102,8 +102,8 @@ def leave_rows_in_the_wrong_order(monkeypatch):
     """On the way into GGUF; on the way back they are reordered as always."""
     right = recipes.permuted
 
-    def wrong(tensor, heads, *, to_gguf):
-        return tensor if to_gguf else right(tensor, heads, to_gguf=False)
+    def wrong(tensor, heads, width, *, to_gguf):
+        return tensor if to_gguf else right(tensor, heads, width, to_gguf=False)
 
     monkeypatch.setattr(recipes, "permuted", wrong)
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 from apr import families
 from apr.architecture import check
 from apr.dtypes import DTYPES
-from apr.errors import InvalidFormat
+from apr.errors import GateFailed, InvalidFormat
 from apr.families import TensorSpec
-from apr.formats import recipes
+from apr.formats import latent_scale, recipes
 from apr.model.costs import cache_bytes_per_token
+from apr.quant import encode
 from apr.tensors import from_array
 
 CONFIGS = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "configs"
@@ -283,17 +285,18 @@ def test_metadata_of_no_use_is_named(changes, message):
         opened(fields(read("deepseek_v3", n_group=2, topk_group=1), **changes))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"expert_weights_norm": True}, "expert_weights_norm"),
-        ({"expert_group_count": 8, "expert_group_used_count": 3}, "one of the two is wrong"),
-    ],
-    ids=str,
-)
-def test_a_softmax_router_that_no_deepseek_v2_has_is_named(changes, message):
-    with pytest.raises(InvalidFormat, match=message):
-        opened(fields(read("deepseek_v2"), **changes))
+def test_a_softmax_router_that_no_deepseek_v2_has_is_named():
+    with pytest.raises(InvalidFormat, match="expert_weights_norm"):
+        opened(fields(read("deepseek_v2"), expert_weights_norm=True))
+
+
+def test_groups_in_a_file_are_judged_as_llama_cpp_does_it_and_no_config_says_that():
+    arch = opened(fields(read("deepseek_v2"), expert_group_count=8, expert_group_used_count=3))
+    assert (arch.num_expert_groups, arch.topk_groups, arch.group_score) == (8, 3, "top2")
+    check(arch, "m.gguf")
+    assert families.gguf_obstacles(arch) == []
+    with pytest.raises(GateFailed, match="3 of 8 groups"):
+        families.by_name("deepseek_v2").to_hf(arch)
 
 
 @pytest.mark.parametrize(
@@ -362,3 +365,50 @@ def test_only_the_rotary_rows_of_each_head_are_reordered_and_only_where_pairs_ar
         assert (found[0, -8:] - still[0, -8]).tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
         back = recipes.read(spec, spec.gguf, [there], halves)
         assert (back.numpy() == array).all()
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_the_latents_projections_are_scaled_for_llama_cpp_s_epsilon_and_back_bit_for_bit(dtype):
+    arch = read("glm4_moe_lite")
+    specs = {s.name: s for s in families.tensor_specs(arch)}
+    name = "model.layers.1.self_attn.kv_a_proj_with_mqa.weight"
+    values = np.random.default_rng(2).standard_normal(specs[name].shape).astype("<f4")
+    values[0, :3] = (0.0, -1e-7, 6e-8)  # subnormal in half precision
+    source = from_array(name, encode(DTYPES[dtype], values).view("<u1"), "U8")
+    source = replace(source, dtype=DTYPES[dtype], shape=values.shape)
+    given = {name: source}
+    there = latent_scale.scaled(given, arch, 2)[name]
+    assert there.dtype == source.dtype
+    assert (there.float32()[:32] == source.float32()[:32] * 4).all()  # the latent
+    assert (there.float32()[32:] == source.float32()[32:]).all()  # the rotary key
+    back = latent_scale.scaled({name: there}, arch, -2)[name]
+    assert back.raw().tobytes() == source.raw().tobytes()
+
+
+def test_the_scale_is_for_exact_types_and_epsilons_that_differ():
+    def power(family, to, **changes):
+        arch = read(family, **changes)
+        tensors = {
+            s.name: from_array(s.name, np.zeros(s.shape, "<f4"))
+            for s in families.tensor_specs(arch)
+        }
+        return latent_scale.exponent(arch, tensors, lambda tensor, spec: DTYPES[to])
+
+    one = {"n_group": 1, "topk_group": 1, "num_hidden_layers": 1}
+    assert power("glm4_moe_lite", "F32", **one) == power("glm4_moe_lite", "BF16", **one) == 2
+    assert power("glm4_moe_lite", "F16", **one) == power("glm4_moe_lite", "Q8_0", **one) == 0
+    assert power("deepseek_v3", "F32", **one) == 0
+    assert power("deepseek_v3", "F32", rms_norm_eps=1e-4, **one) == 3
+    assert families.gguf_caveats(read("deepseek_v3")) == []
+    assert "to 6.25e-07" in families.gguf_caveats(read("glm4_moe_lite"))[0]
+
+
+def test_a_scale_of_no_use_is_refused():
+    for value in (0.5, True, 99, "2"):
+        with pytest.raises(InvalidFormat, match="apr.latent_scale"):
+            latent_scale.stated({latent_scale.KEY: value}, "m.gguf")
+    arch = read("glm4_moe_lite")
+    name = "model.layers.0.self_attn.q_a_proj.weight"
+    large = from_array(name, np.full((24, 64), 3e4, "<f2"))
+    with pytest.raises(InvalidFormat, match="too large for F16"):
+        latent_scale.scaled({name: large}, arch, 2)[name].raw()

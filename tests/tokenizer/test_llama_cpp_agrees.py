@@ -34,7 +34,7 @@ def test_hard_text_gives_the_same_ids_also_with_control_tokens_read(chatty, enco
 
 
 def test_bytes_as_tokens_agree(encoder, hard):
-    for pre in pretokenizers.names():
+    for pre in pretokenizers.offered():
         made = train(iter(["text"]), 257, pre).resized(320)
         theirs = encoder(made)
         for text in hard:
@@ -50,7 +50,7 @@ def test_a_published_tokenizer_from_its_json_agrees(published, encoder, hard):
     assert theirs(hard[-2]) == read_back.encode(hard[-2], parse_special=False)
 
 
-OTHERS = [name for name in pretokenizers.names() if name not in ("qwen2", "llama-bpe", "gpt-2")]
+OTHERS = [name for name in pretokenizers.offered() if name not in ("qwen2", "llama-bpe", "gpt-2")]
 
 
 @pytest.mark.parametrize("pre", OTHERS)
@@ -94,7 +94,7 @@ def test_mistrals_scores_give_mistrals_ids(published, encoder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pre", pretokenizers.names())
+@pytest.mark.parametrize("pre", pretokenizers.offered())
 def test_no_character_of_unicode_is_split_otherwise(pre, encoder):
     """Each character beside a letter, digit, space, mark and line end: two that stand in one piece
     merge, two in separate pieces cannot, so that the ids show every split."""

@@ -116,11 +116,20 @@ def test_nfc_is_recognised_with_a_caveat_other_normalizers_are_not(each):
     assert replace(each, spec={**each.spec, "normalizer": {"type": "NFKC"}}).pre_type is None
 
 
-def test_another_ignore_merges_than_llama_cpps_is_a_caveat(trained):
+def test_another_ignore_merges_than_llama_cpps_is_a_caveat_where_it_changes_ids(trained):
     for pre in ("qwen2", "gpt-2"):
-        model = {**trained[pre].spec["model"], "ignore_merges": True}
-        [caveat] = replace(trained[pre], spec={**trained[pre].spec, "model": model}).gguf_caveats
-        assert "ignore_merges" in caveat
+        base = trained[pre]
+        model = {**base.spec["model"], "ignore_merges": True}
+        assert replace(base, spec={**base.spec, "model": model}).gguf_caveats == []
+        # A word that no merges make, as Llama 3 has them.
+        vocab = {**model["vocab"], "\u0120zyxw": base.vocab_size}
+        made = replace(
+            base,
+            spec={**base.spec, "model": {**model, "vocab": vocab}},
+            vocab_size=base.vocab_size + 1,
+        )
+        [caveat] = made.gguf_caveats
+        assert "ignore_merges to false here, which changes the ids of ' zyxw'" in caveat
 
 
 @pytest.mark.parametrize("name", ["tekken", "gpt-4o"])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from apr.errors import InvalidFormat, UsageError
-from apr.tokenizer import train
+from apr.tokenizer import pretokenizers, train
 
 MAIN = ["qwen2", "llama-bpe", "gpt-2"]
 TEXT = ["the cat sat on the mat, the cat sat\n" * 20, "another document <|endoftext|> with it"]
@@ -66,6 +66,14 @@ def test_no_normalizer_and_nothing_added_around_a_text(each):
 def test_a_vocabulary_without_room_for_the_bytes_is_a_usage_error(size):
     with pytest.raises(UsageError, match="257"):
         train(iter(TEXT), size, "qwen2")
+
+
+def test_every_offered_name_trains_under_its_own_name_and_aliases():
+    for name in (*pretokenizers.offered(), "smollm", "llama4"):
+        made = train(iter(TEXT), 257, name)
+        assert made.pre_type == made.record["pre_type"] == name
+    with pytest.raises(UsageError, match="without a name"):
+        train(iter(TEXT), 257, "default")
 
 
 def test_an_unknown_pre_tokenizer_names_those_offered():

@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 PRESET = ["--preset", "nanogpt-cpu", "--batch-size", "2", "--num-steps", "2", "--threads", "1"]
 
 
@@ -62,10 +67,11 @@ def test_a_missed_target_is_exit_5_after_everything_is_written(data, tmp_path):
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
+        slow(["--preset", "1m", "--family", "bert"], 2, ["--family", "qwen3"]),
         (["--preset", "7b"], 2, ["--preset", "nanogpt-cpu"]),
-        (["--preset", "1m", "--mode", "continue"], 2, ["--init FILE.apr"]),
-        (["--preset", "1m", "--lr", "fast"], 2, ["--lr"]),
-        (["--preset", "1m", "--config", "missing.yaml"], 3, ["missing.yaml"]),
+        slow(["--preset", "1m", "--mode", "continue"], 2, ["--init FILE.apr"]),
+        slow(["--preset", "1m", "--lr", "fast"], 2, ["--lr"]),
+        slow(["--preset", "1m", "--config", "missing.yaml"], 3, ["missing.yaml"]),
         (["--preset", "1m", "--dtype", "float16"], 2, ["--dtype bfloat16"]),
     ],
     ids=str,

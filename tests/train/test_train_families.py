@@ -50,15 +50,16 @@ def test_every_parameter_begins_as_it_should_and_learns_in_bfloat16_arithmetic_t
     )
 
 
-@pytest.mark.parametrize("family", SPARSE)
-def test_a_run_with_experts_resumes_to_the_bit_and_reports_their_balance(
-    config, tmp_path, monkeypatch, family
-):
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=pytest.mark.slow if f == "mixtral" else ()) for f in SPARSE],
+)
+def test_a_run_with_experts_resumes_to_the_bit_and_reports_their_balance(config, tmp_path, family):
     whole = str(tmp_path / "whole")
-    notes = Notes()
-    pretrain(config(family=family, run_dir=whole, grad_accum=2), display=notes)
+    short = {"family": family, "grad_accum": 2, "num_steps": 16, "steps_per_epoch": 8}
+    pretrain(config(run_dir=whole, **short))
     with pytest.raises(Interrupted):
-        pretrain(config(family=family, grad_accum=2), display=Notes(13, signal.SIGTERM))
+        pretrain(config(**short), display=Notes(13, signal.SIGTERM))
     run = config().run_dir
     pretrain(TrainConfig(run_dir=run, resume=True, family=family))
     assert losses(run) == losses(whole)
@@ -72,7 +73,7 @@ def test_a_run_with_experts_resumes_to_the_bit_and_reports_their_balance(
     biases = [t for n, t in one.tensors.items() if n.endswith("e_score_correction_bias")]
     moved = [b.torch().abs().max().item() for b in biases]
     assert len(moved) == (1 if family == "deepseek_v3" else 0)
-    assert all(0.001 < m < 0.0301 for m in moved)  # by 1e-3 a step, at most as many steps
+    assert all(0.001 < m < 0.0161 for m in moved)  # by 1e-3 a step, at most as many steps
     assert one.training["validation_loss"] == metrics(run, "evaluation")[-1]["loss"]
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from train_helpers import losses, metrics
 
-from apr import families
 from apr.data.batches import Batches
 from apr.data.dataset import open_dataset
 from apr.errors import UsageError
@@ -47,7 +46,7 @@ def going_on(config, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("kind", [k for k in CASES if k in families.known()])
+@pytest.mark.parametrize("kind", [pytest.param("llama", marks=pytest.mark.slow), "mixtral"])
 def test_an_imported_model_starts_at_the_loss_that_transformers_computes(
     kind, going_on, tmp_path, tokenizer_dir
 ):
@@ -72,6 +71,7 @@ def test_an_imported_model_starts_at_the_loss_that_transformers_computes(
         assert record["experts"]["experts_max_over_mean"] >= 1.0
 
 
+@pytest.mark.slow
 def test_blocks_are_decoded_and_the_record_of_the_file_is_kept_as_the_origin(
     config, going_on, tmp_path
 ):

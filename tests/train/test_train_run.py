@@ -134,6 +134,7 @@ def test_a_used_folder_is_refused_and_force_starts_over(config):
     assert foreign.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_the_configuration_is_saved_and_starts_the_same_run(config, tmp_path):
     from apr.train.config import merge, read_yaml
 
@@ -236,7 +237,10 @@ def test_a_corpus_smaller_than_one_batch_names_both_figures(config, tmp_path):
 # --- interrupted and resumed ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("step", "number"), [(10, signal.SIGINT), (13, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [pytest.param(10, signal.SIGINT, marks=pytest.mark.slow), (13, signal.SIGTERM)],
+)
 def test_an_interrupted_and_resumed_run_equals_one_never_stopped_to_the_bit(
     config, tmp_path, step, number
 ):
@@ -317,6 +321,7 @@ def test_resuming_without_a_state_is_an_error_never_a_restart(config, tmp_path):
         pretrain(config(resume=True))
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_state_falls_back_to_the_one_before_loudly(config, tmp_path):
     whole = str(tmp_path / "whole")
     pretrain(config(run_dir=whole))
