@@ -7,6 +7,7 @@ be that of the token list, biases and a separate head are there if their tensors
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ TRAINING = "apr.training"  # our own key: the training record, as JSON
 INEXACT = "apr.inexact"  # ours: what an export with --allow-inexact left out, as JSON
 EXACT = "apr.exact."  # ours: then a tensor's name; the values that its sum with one has rounded
 ROPE_SCALING = rotary.OWN_KEY  # ours too, as JSON
+NAME = "apr.name"  # ours: a name that llama.cpp would take for more than that
 # GGUF's general keys that have a name of their own in `.apr` metadata.
 GENERAL = {
     "general.name": "name",
@@ -232,6 +234,9 @@ def read_metadata(file: GgufFile) -> Mapping[str, Any]:
     for key, name in GENERAL.items():
         if isinstance(file.fields.get(key), str):
             out[name] = file.fields[key]
+    ours = file.fields.get(NAME)
+    if isinstance(ours, str) and harmless_name(ours) == out.get("name"):
+        out["name"] = ours
     record = file.fields.get(TRAINING)
     if isinstance(record, str):
         try:
@@ -241,3 +246,12 @@ def read_metadata(file: GgufFile) -> Mapping[str, Any]:
         if isinstance(training, dict):
             out["training"] = training
     return out
+
+
+def harmless_name(name: str) -> str:
+    """A model's name without `phi3` and `phi-3` in it.
+
+    By these llama.cpp knows Phi-3's tokenizer, looks up its four special tokens, and does not load
+    a file that lacks one (`llama-vocab.cpp`).
+    """
+    return re.sub(r"(?i)(phi)-?(?=3)", r"\1 ", name)

@@ -28,9 +28,11 @@ from apr.formats.gguf_model import (
     GENERAL,
     HEAD,
     INEXACT,
+    NAME,
     ROPE_SCALING,
     TRAINING,
     architecture_by_keys,
+    harmless_name,
 )
 from apr.formats.gguf_reader import ARRAY, DEFAULT_ALIGNMENT, SCALARS, STRING
 from apr.formats.gguf_statement import PlannedGguf, statement
@@ -38,6 +40,8 @@ from apr.formats.opened import OpenedModel
 from apr.formats.streaming import Progress, Sources, chosen_dtype, requested_dtype, write_tensor
 from apr.tensors import Tensor, from_array
 
+# What llama.cpp takes for granted where the name says Phi-3; see `harmless_name`.
+_PHI3_TOKENS = {"</s>", "<unk>", "<s>", "<|endoftext|>"}
 QUANTIZATION_VERSION = 2  # GGML_QUANT_VERSION: the layout of the block types that we write
 # general.file_type by the type that most weights have (llama.h: enum llama_ftype).
 FILE_TYPES = {
@@ -216,6 +220,9 @@ def gguf_fields(
             "the model cannot take every token that this tokenizer gives",
         )
     out.update(tokenizer.to_gguf(architecture.vocab_size))
+    shown = out.get("general.name")
+    if shown and not _PHI3_TOKENS.issubset(tokenizer.tokens()) and harmless_name(shown) != shown:
+        out |= {"general.name": harmless_name(shown), NAME: shown}
     return out
 
 

@@ -96,7 +96,7 @@ def measure(
 def tensor_contract(subject: Subject, limits: Mapping[str, Any]) -> Finding:
     """The family's tensors, each finite and alive.
 
-    What fresh initialisation makes is not dead: norms that are all 1, biases that are all 0.
+    What fresh initialisation makes is not dead: norms whose factor is all 1, biases that are all 0.
     Filler rows of the embedding (ids that no text gives) are left out of its figures.
     """
     model = subject.require_model()
@@ -142,18 +142,20 @@ def verdicts(spec: TensorSpec, figures: TensorFigures, limits: Mapping[str, Any]
         return [f"holds {figures.not_finite} values that are not finite"]
     if spec.name.endswith(".bias") or not figures.elements:
         return []  # a bias may be zero: it starts so, and some models leave it there
+    # Neutral is a weight of 1, or of 0 where the factor is 1 + weight.
+    sums = spec.gguf.recipe == "plus_one"
+    if spec.role == "norm" and figures.constant == limits["constant_norm"] - sums:
+        return []  # as initialised; in bfloat16 small updates round away
     if figures.l2 < limits["min_l2"]:
         return [f"is dead: L2 norm {figures.l2:.3g} is below {limits['min_l2']:g}"]
     if figures.constant is not None and figures.elements > 1:
-        if spec.role == "norm" and figures.constant == limits["constant_norm"]:
-            return []  # as initialised; in bfloat16 small updates round away
         return [f"is constant: every element is {figures.constant:g}"]
     out = []
     embedding = spec.role == "embedding"
     share, limit = figures.zeros / figures.elements, limits["other_zeros"]
     if embedding:
         limit = limits["embedding_zeros"]
-    if share > limit:
+    if share > limit and not sums:
         out.append(f"is {share:.1%} zeros, at most {limit:.0%} may be")
     if embedding and figures.rows and figures.dead_rows / figures.rows >= limits["dead_rows"]:
         out.append(

@@ -187,3 +187,18 @@ def test_without_the_refusal_llama_cpp_would_compute_full_attention(tmp_path, fa
     with pytest.raises(GateFailed) as caught:
         export(path, tmp_path / "m.gguf", format="gguf", threads=1)
     assert "[llama.cpp]" in caught.value.what and "[logits]" not in caught.value.what
+
+
+@pytest.mark.slow
+def test_transformers_loads_a_family_that_has_no_fused_attention_there(tmp_path):
+    """Gemma 2: asked for it, transformers would refuse the folder."""
+    pytest.importorskip("transformers")
+    gemma2 = {
+        "block_norms": "both", "norm_plus_one": True, "scale_embedding": True,
+        "hidden_act": "gelu_pytorch_tanh", "query_pre_attn_scalar": 16.0, "sliding_window": 8,
+        "layer_types": MIXED[::-1], "tie_word_embeddings": True, "attn_logit_softcap": 50.0,
+    }  # fmt: skip
+    path = model(tmp_path, "gemma2", gemma2)
+    report = export(path, tmp_path / "hf", format="safetensors", threads=1)
+    found = outcome(report, "transformers")
+    assert found.verdict == "pass" and found.figures["max_abs"] < 2e-5

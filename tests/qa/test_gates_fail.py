@@ -124,6 +124,25 @@ def test_what_is_only_unusual_passes(make_tiny, name, change):
     assert broken_tensor(make_tiny, name, change).passed
 
 
+@pytest.mark.parametrize(
+    ("recipe", "value", "said"),
+    [
+        ("plus_one", 0.0, ""),
+        ("plus_one", 1.0, "is constant: every element is 1"),
+        ("plain", 1.0, ""),
+        ("plain", 0.0, "is dead"),
+    ],
+)
+def test_a_fresh_norm_is_neutral_by_its_factor(recipe, value, said):
+    """Gemma's factor is 1 + weight, and its norms begin at 0."""
+    from apr.families import Place, TensorSpec
+
+    spec = TensorSpec("n", (8,), "norm", Place(("n",)), Place(("blk.0.n",), recipe))
+    figures = weights.measure(from_array("n", np.full(8, value, np.float32)))
+    found = weights.verdicts(spec, figures, limits("tensor_contract"))
+    assert found == [] if not said else found[0].startswith(said)
+
+
 def test_filler_rows_of_the_embedding_may_be_zero(make_tiny):
     tiny = make_tiny(vocab_size=800)
     tiny.weights[EMBED][320:] = 0.0
