@@ -155,7 +155,10 @@ def _tokenizer(facts: Facts) -> list[Row]:
     bos, pad = ("none" if ids.get(k) is None else str(ids[k]) for k in ("bos", "pad"))
     return [
         ("model", found.model or "unstated"),
-        ("pre-tokenizer", found.pre or "none that llama.cpp knows"),
+        (
+            "pre-tokenizer",
+            found.pre or ("none that llama.cpp knows" if found.model == "gpt2" else "none"),
+        ),
         ("tokens", f"{found.listed:,}" + (f", {found.fillers} fillers" if found.fillers else "")),
         ("merges", "unstated" if found.merges is None else f"{found.merges:,}"),
         ("bos, eos, pad", f"{bos}; {eos}; {pad}"),

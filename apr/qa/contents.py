@@ -107,12 +107,17 @@ def tokenizer(subject: Subject, limits: Limits) -> Finding:
     return Finding(
         not problems,
         "; ".join(problems)
-        or f"{found.vocab_size} tokens, {tokens} ids of real text round-trip, "
-        f"pre-tokenizer {found.pre_type or 'not one that llama.cpp knows'}",
+        or f"{found.vocab_size} tokens, {tokens} ids of real text round-trip, {_splitting(found)}",
         errors,
         int(limits["round_trip_errors"]),
         {"vocab_size": found.vocab_size, "highest_id": highest, "special": special},
     )
+
+
+def _splitting(tokenizer: Tokenizer) -> str:
+    if tokenizer.gguf_model != "gpt2":
+        return "SentencePiece, no pre-tokenizer"
+    return f"pre-tokenizer {tokenizer.pre_type or 'not one that llama.cpp knows'}"
 
 
 def export_readiness(subject: Subject, limits: Limits) -> Finding:
@@ -124,7 +129,7 @@ def export_readiness(subject: Subject, limits: Limits) -> Finding:
     except AprError as error:
         missing.append(_sentence(error))
     else:
-        if not found.pre_type:
+        if found.gguf_model == "gpt2" and not found.pre_type:
             missing.append("a pre-tokenizer that llama.cpp knows (tokenizer.pre_type)")
         if not found.eos_token_ids:
             missing.append("an end-of-text token")

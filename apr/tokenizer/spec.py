@@ -141,12 +141,17 @@ def merge_pairs(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def step_types(section: Any) -> set[str]:
     """The types of all steps of a normalizer, pre-tokenizer, decoder or post-processor section."""
+    return {str(step.get("type")) for step in steps(section)}
+
+
+def steps(section: Any) -> list[Mapping[str, Any]]:
+    """All steps of such a section, those of a sequence after the sequence itself."""
     if not isinstance(section, Mapping):
-        return set()
-    found = {str(section.get("type"))}
+        return []
+    found = [section]
     for key in ("decoders", "pretokenizers", "normalizers", "processors"):
         for step in section.get(key) or []:
-            found |= step_types(step)
+            found += steps(step)
     return found
 
 

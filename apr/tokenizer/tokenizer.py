@@ -243,6 +243,29 @@ class Tokenizer:
             return bytes([int(text[3:5], 16)])
         return text.replace("\u2581", " ").encode("utf-8")
 
+    def is_byte_fallback(self, id: int) -> bool:
+        """Whether the token is a single byte of a SentencePiece model, which decoding joins."""
+        text = self._known.get(id)
+        return (
+            text is not None
+            and not self.is_byte_level
+            and id not in self.added
+            and byte_token(text) is not None
+            and "ByteFallback" in specs.step_types(self.spec.get("decoder"))
+        )
+
+    @property
+    def strips_leading_space(self) -> bool:
+        """Whether decoding drops a space at the beginning of a text (SentencePiece puts one there
+        on encoding).
+        """
+        steps = specs.steps(self.spec.get("decoder"))
+        return any(
+            (step["type"] == "Strip" and step.get("start") and step.get("content") == " ")
+            or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
+            for step in steps
+        )
+
     # -- the library --------------------------------------------------------------------------
 
     @cached_property

@@ -1,6 +1,7 @@
 """Streaming against the tokenizers library's own decoding of the whole."""
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +44,19 @@ def test_special_tokens_are_shown_or_left_out_as_in_the_library(tokenizer):
     ids = [*tokenizer.encode("ab"), eos, *tokenizer.encode("cd")]
     assert "".join(StreamDecoder(tokenizer).pieces(ids)) == "ab<|endoftext|>cd"
     assert "".join(StreamDecoder(tokenizer, skip_special_tokens=True).pieces(ids)) == "abcd"
+
+
+@pytest.mark.parametrize("name", ["phi-3", "mistral-v3"])
+def test_sentencepiece_streams_what_decoding_the_whole_gives(name):
+    folder = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "tokenizers" / name
+    if not folder.is_dir():
+        pytest.skip("the published tokenizers are not at hand")
+    published = tokenizers.Tokenizer.from_directory(folder)
+    rng = random.Random(2)
+    cases = [published.encode(text) for text in (TEXT, " spaces  first", "\n", "", "a\x00b")]
+    cases += [
+        [rng.randrange(400) for _ in range(rng.randrange(1, 24))]  # control and byte tokens too
+        for _ in range(300)
+    ]
+    for ids in cases:
+        assert "".join(StreamDecoder(published).pieces(ids)) == published.decode(ids), ids
