@@ -265,7 +265,16 @@ def ignored_hf_tensor(architecture: Architecture, name: str) -> bool:
     """Whether a Hugging Face tensor is one that the family's model does not use (a further
     prediction layer, a buffer that is computed): the contract's `hf_ignores`, regular expressions.
     """
-    patterns = contracts.load(f"families/{architecture.family}").get("hf_ignores", [])
+    return _ignored(architecture, name, "hf_ignores")
+
+
+def ignored_gguf_tensor(architecture: Architecture, name: str) -> bool:
+    """The same for a GGUF tensor: `gguf_ignores`."""
+    return _ignored(architecture, name, "gguf_ignores")
+
+
+def _ignored(architecture: Architecture, name: str, key: str) -> bool:
+    patterns = contracts.load(f"families/{architecture.family}").get(key, [])
     return any(
         re.fullmatch(pattern.replace("{num_layers}", str(architecture.num_layers)), name)
         for pattern in patterns

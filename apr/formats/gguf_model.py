@@ -199,7 +199,11 @@ def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, T
         follows = {rope.TENSOR}  # divisors of one, or the file would not have been opened
     if families.writes_tied_head(architecture):
         follows.add(HEAD)
-    held = {name: t for name, t in file.tensors.items() if name not in follows}
+    held = {
+        name: tensor
+        for name, tensor in file.tensors.items()
+        if name not in follows and not families.ignored_gguf_tensor(architecture, name)
+    }
     specs = families.tensor_specs(architecture)
     found = recipes.canonical("gguf", specs, held, architecture, lambda n: _exact(file, n))
     power = latent_scale.stated(file.fields, file.path)

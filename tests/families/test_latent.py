@@ -205,7 +205,6 @@ def published(name):
     return arch
 
 
-@pytest.mark.slow
 def test_deepseek_v3_has_its_published_sizes():
     arch = published("DeepSeek-V3")
     assert round(families.num_parameters(arch) / 1e9) == 671
@@ -268,6 +267,8 @@ def test_a_further_prediction_layer_is_no_layer():
     arch = read("deepseek_v3")
     found = fields(arch, nextn_predict_layers=1, block_count=6)
     assert opened(found).num_layers == 5
+    assert families.ignored_gguf_tensor(arch, "blk.5.nextn.eh_proj.weight")
+    assert not families.ignored_gguf_tensor(arch, "blk.4.attn_norm.weight")
 
 
 @pytest.mark.parametrize(
