@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from apr import families
-from apr.errors import GateFailed
+from apr.errors import FeatureUnavailable, GateFailed
 from apr.export.proof import Proof
 from apr.families.obstacles import Obstacle
+from apr.formats.gguf_writer import TOKENIZER
 from apr.formats.opened import OpenedModel
 
 # Parameters times tokens of a measurement that is worth waiting for: minutes on two cores.
@@ -33,11 +34,12 @@ def as_llama_cpp_computes(
         GateFailed: something differs and is not `allowed`, or llama.cpp would not load the file.
     """
     obstacles = families.gguf_obstacles(source.architecture)
-    if not obstacles:
+    tokens = _tokenizer(source, allowed)
+    if not obstacles and not tokens:
         return source, []
-    found = [_measured(source, obstacle, threads) for obstacle in obstacles]
+    found = tokens + [_measured(source, obstacle, threads) for obstacle in obstacles]
     fatal = [obstacle for obstacle in obstacles if obstacle.computed is None]
-    if fatal or not allowed:
+    if fatal or (obstacles and not allowed):
         hint = "write --format safetensors instead, which keeps it"
         if not fatal:
             hint += ", or go on with --allow-inexact, which records it"
@@ -50,6 +52,20 @@ def as_llama_cpp_computes(
     architecture = replace(source.architecture, **changes)
     metadata = {**source.metadata, "inexact": found}
     return replace(source, architecture=architecture, metadata=metadata), found
+
+
+def _tokenizer(source: OpenedModel, allowed: bool) -> list[dict[str, Any]]:
+    """What llama.cpp does otherwise with text, if that is allowed."""
+    try:
+        source.require_tokenizer().to_gguf(source.architecture.vocab_size)
+    except FeatureUnavailable as error:
+        if not allowed:
+            hint = "; ".join(filter(None, (error.hint, "--allow-inexact writes the nearest")))
+            raise FeatureUnavailable(error.where, error.what, hint) from None
+        # Raises where llama.cpp has nothing that comes near.
+        source.require_tokenizer().to_gguf(source.architecture.vocab_size, allow_inexact=True)
+        return [{"property": TOKENIZER, "text": error.what}]
+    return []
 
 
 def _measured(source: OpenedModel, obstacle: Obstacle, threads: int | None) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from apr.tensors import Tensor, from_array
 
 # What llama.cpp takes for granted where the name says Phi-3; see `harmless_name`.
 _PHI3_TOKENS = {"</s>", "<unk>", "<s>", "<|endoftext|>"}
+TOKENIZER = "tokenizer"  # the property of an inexact export whose text llama.cpp cuts otherwise
 QUANTIZATION_VERSION = 2  # GGML_QUANT_VERSION: the layout of the block types that we write
 # general.file_type by the type that most weights have (llama.h: enum llama_ftype).
 FILE_TYPES = {
@@ -180,6 +181,12 @@ def _rotary_divisors(architecture: Architecture) -> list[Tensor]:
     ]
 
 
+def tokens_differ(model: OpenedModel) -> bool:
+    """Whether the export was allowed to write the nearest tokenizer that llama.cpp has."""
+    found = model.metadata.get("inexact") or []
+    return any(entry["property"] == TOKENIZER for entry in found)
+
+
 def gguf_fields(
     model: OpenedModel, weight_types: Sequence[DType], name: str | None = None
 ) -> dict[str, Any]:
@@ -219,7 +226,7 @@ def gguf_fields(
             f"{architecture.vocab_size} rows",
             "the model cannot take every token that this tokenizer gives",
         )
-    out.update(tokenizer.to_gguf(architecture.vocab_size))
+    out.update(tokenizer.to_gguf(architecture.vocab_size, allow_inexact=tokens_differ(model)))
     shown = out.get("general.name")
     if shown and not _PHI3_TOKENS.issubset(tokenizer.tokens()) and harmless_name(shown) != shown:
         out |= {"general.name": harmless_name(shown), NAME: shown}

@@ -108,7 +108,7 @@ def _folder(path: Path) -> OpenedModel:
     tensors = None
     if architecture is not None and weights is not None:
         tensors = hf.canonical_tensors(weights, architecture)
-    missing = "has no tokenizer.json"
+    missing = "has no tokenizer (tokenizer.json or tokenizer.model)"
     _judge(found, architecture, tensors, lambda: hf.read_tokenizer(path), missing)
     return open_model(path)
 

@@ -28,7 +28,7 @@ NO_TOKENIZER = "has no embedded tokenizer (tokenizer.vocabulary)"
 _WHERE_TOKENIZERS_ARE = {
     "apr": NO_TOKENIZER,
     "gguf": "has no embedded tokenizer (tokenizer.ggml.tokens)",
-    "hf": "has no tokenizer.json",
+    "hf": "has no tokenizer (tokenizer.json or tokenizer.model)",
 }
 
 

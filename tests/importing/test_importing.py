@@ -274,7 +274,10 @@ def test_missing_fields_and_a_missing_tokenizer_are_named_together(broken, tmp_p
         (broken / name).unlink()
     line = refused(InvalidFormat, broken, tmp_path)
     assert "hidden_size" in line and "num_layers (also tried num_hidden_layers" in line
-    assert "has no tokenizer.json" in line and "the tensors were not compared" in line
+    assert (
+        "has no tokenizer (tokenizer.json or tokenizer.model)" in line
+        and "the tensors were not compared" in line
+    )
 
 
 def test_unknown_architecture_names_the_known_ones(broken, tmp_path):
