@@ -1,6 +1,6 @@
 """Model families, one short file each, looked up by the file's name.
 
-A family module has the same four functions in every file:
+A family module has the same four functions in every file, its own or a shared one under that name:
 
 - `from_hf(config, where) -> Architecture` and `to_hf(architecture) -> dict`: a Hugging Face config
 - `from_gguf(fields, where) -> Architecture` and `to_gguf(architecture) -> dict`: GGUF metadata,

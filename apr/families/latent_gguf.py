@@ -90,7 +90,7 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath, family: str, **own: Any
     first = min(fields.get("leading_dense_block_count") or 0, layers)
     groups = fields.get("expert_group_count") or 1
     rank = fields.get("attention.q_lora_rank") or None
-    if rank is not None and names and "blk.0.attn_q.weight" in names:
+    if "blk.0.attn_q.weight" in names:
         rank = None  # llama.cpp's lite models: the key is there and means nothing
     return dense.from_gguf(
         fields,
@@ -111,6 +111,7 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath, family: str, **own: Any
             "num_expert_groups": groups,
             "topk_groups": (fields.get("expert_group_used_count") or 1) if groups > 1 else 1,
             "rope_interleave": True,
+            "attention_bias": "blk.0.attn_kv_a_mqa.bias" in names,
             **own,
         },
     )

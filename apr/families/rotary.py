@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from apr import contracts, rope
-from apr.architecture import Architecture
+from apr.architecture import FULL, SLIDING, Architecture
 from apr.errors import InvalidFormat, StrPath
 from apr.families.rotary_gguf import (
     OWN_KEY,
@@ -108,20 +108,20 @@ def _by_layer(
     form, where `rope_scaling` and `rope_theta` are full attention's.
     """
     by_kind = config.get("rope_parameters") or {}
-    for kind in ("full_attention", "sliding_attention"):
+    for kind in (FULL, SLIDING):
         if not isinstance(by_kind, Mapping) or not isinstance(
             by_kind.get(kind, {}), Mapping | None
         ):
             raise InvalidFormat(
                 where, f"rope_parameters is {by_kind!r}, not keyed by kind of layer"
             )
-    sliding = by_kind.get("sliding_attention") or {}
+    sliding = by_kind.get(SLIDING) or {}
     if sliding.get("rope_type", "default") != "default":
         raise InvalidFormat(
             where, f"rotary scaling {sliding['rope_type']!r} of sliding layers is not supported"
         )
     local = sliding.get("rope_theta", config.get("rope_local_base_freq"))
-    full = {**(by_kind.get("full_attention") or {}), **(config.get("rope_scaling") or {})}
+    full = {**(by_kind.get(FULL) or {}), **(config.get("rope_scaling") or {})}
     return full, float(local_theta if local is None else local)
 
 
@@ -146,7 +146,7 @@ def to_hf(architecture: Architecture, *, original_beside: bool = False) -> dict[
     if architecture.rope_local_theta is not None:
         local = architecture.rope_local_theta
         sliding = {"rope_type": "default", "rope_theta": local}
-        out["rope_parameters"] = {"full_attention": full, "sliding_attention": sliding}
+        out["rope_parameters"] = {FULL: full, SLIDING: sliding}
         out["rope_local_base_freq"] = local
     if scaling is not None:
         # transformers 4 knows only this name for the object, and without it would not scale at all.
