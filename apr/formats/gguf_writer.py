@@ -20,7 +20,7 @@ from apr import contracts, families
 from apr.architecture import Architecture
 from apr.atomic import atomic_file
 from apr.dtypes import DTYPES, DType
-from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
+from apr.errors import AprError, GateFailed, StrPath
 from apr.families import TensorSpec, rotary
 from apr.formats import latent_scale, recipes
 from apr.formats.gguf_model import (
@@ -218,14 +218,7 @@ def gguf_fields(
         out[INEXACT] = json.dumps(model.metadata["inexact"], ensure_ascii=False)
     if model.training is not None:
         out[TRAINING] = json.dumps(model.training, ensure_ascii=False, separators=(",", ":"))
-    tokenizer = model.require_tokenizer()
-    if tokenizer.vocab_size > architecture.vocab_size:
-        raise ModelLoadError(
-            model.path,
-            f"its tokenizer has {tokenizer.vocab_size} tokens, the embedding has "
-            f"{architecture.vocab_size} rows",
-            "the model cannot take every token that this tokenizer gives",
-        )
+    tokenizer = model.fitting_tokenizer()
     out.update(tokenizer.to_gguf(architecture.vocab_size, allow_inexact=tokens_differ(model)))
     shown = out.get("general.name")
     if shown and not _PHI3_TOKENS.issubset(tokenizer.tokens()) and harmless_name(shown) != shown:
