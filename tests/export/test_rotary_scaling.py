@@ -12,9 +12,10 @@ from apr.errors import GateFailed, InvalidFormat
 from apr.export import export, peers
 from apr.families import rotary
 from apr.formats import open_model
+from apr.formats.gguf_container import write_container
 from apr.formats.gguf_model import ROPE_SCALING
 from apr.formats.gguf_reader import GgufFile
-from apr.formats.gguf_writer import write_container, write_gguf
+from apr.formats.gguf_writer import write_gguf
 
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
