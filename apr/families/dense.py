@@ -14,7 +14,7 @@ from apr import architecture as arch
 from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
-from apr.families import rotary
+from apr.families import rotary, rotary_gguf
 
 # What an absent field means in every dense family (transformers' config classes agree).
 _COMMON: dict[str, Any] = {
@@ -98,7 +98,7 @@ def from_gguf(
     **further: Any,
 ) -> Architecture:
     """Read GGUF metadata (keys without the prefix, plus `vocab_size` and `tie_word_embeddings` as
-    the reader found them in the tensors, and what `rotary.from_gguf` takes); `rope` is the
+    the reader found them in the tensors, and what `rotary_gguf.from_gguf` takes); `rope` is the
     family's own there, `further` its other fields.
 
     Raises:
@@ -131,7 +131,7 @@ def from_gguf(
         "vocab_size": fields.get("vocab_size"),
         "max_position_embeddings": context,
         "rms_norm_eps": fields.get("attention.layer_norm_rms_epsilon"),
-        **rotary.from_gguf(fields, where, family, **(rope or {})),
+        **rotary_gguf.from_gguf(fields, where, family, **(rope or {})),
         "tie_word_embeddings": fields.get("tie_word_embeddings", False),
         **further,
     }
@@ -150,6 +150,6 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": architecture.rms_norm_eps,
         "attention.key_length": architecture.head_dim,
         "attention.value_length": architecture.head_dim,
-        **rotary.to_gguf(architecture),
+        **rotary_gguf.to_gguf(architecture),
         "vocab_size": architecture.vocab_size,
     }

@@ -14,9 +14,9 @@ from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
 from apr.families import dense, latent
 from apr.families.obstacles import Obstacle
+from apr.families.rotary_gguf import LOG_MULTIPLIER
 
 SOFTMAX, SIGMOID = 1, 2  # llama.cpp's expert_gating_func
-_LOG = "rope.scaling.yarn_log_multiplier"
 
 
 def is_sigmoid(fields: Mapping[str, Any]) -> bool:
@@ -77,11 +77,11 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath, family: str, **own: Any
     nextn = fields.get("nextn_predict_layers") or 0
     factor = fields.get("rope.scaling.factor") or 1
     if fields.get("rope.scaling.type") == "linear" and factor > 1:
-        wanted = _linear_key({"rope_type": "linear", "factor": factor})[_LOG]
-        if not math.isclose(fields.get(_LOG, 0.0), wanted, rel_tol=1e-4):
+        wanted = _linear_key({"rope_type": "linear", "factor": factor})[LOG_MULTIPLIER]
+        if not math.isclose(fields.get(LOG_MULTIPLIER, 0.0), wanted, rel_tol=1e-4):
             raise InvalidFormat(
                 where,
-                f"states linear rotary scaling by {factor:g} and no deepseek2.{_LOG} of "
+                f"states linear rotary scaling by {factor:g} and no deepseek2.{LOG_MULTIPLIER} of "
                 f"{wanted:.6g}: llama.cpp multiplies its scores by the logarithm of the factor "
                 "then, which no Hugging Face config says",
                 "open the Hugging Face folder that the file was made from",
@@ -155,7 +155,7 @@ def _linear_key(scaling: Mapping[str, Any] | None) -> dict[str, float]:
     if scaling is None or scaling["rope_type"] != "linear" or scaling["factor"] == 1:
         return {}
     log = math.log(scaling["factor"])
-    return {_LOG: (1 / (1 + 0.1 * log) - 1) / log}
+    return {LOG_MULTIPLIER: (1 / (1 + 0.1 * log) - 1) / log}
 
 
 def latent_scale(architecture: Architecture) -> int:

@@ -1,7 +1,7 @@
-"""How a rotary embedding is said in a Hugging Face config and in GGUF; every family asks here.
+"""How a Hugging Face config says a rotary embedding; every family asks here.
 
-This file reads and writes the config; the other half is `rotary_gguf.py`. Facts: transformers'
-`modeling_rope_utils.py` and `configuration_phi3.py`. What each kind computes is `apr/rope.py`.
+GGUF's side is `rotary_gguf.py`; what each kind computes is `apr/rope.py`. Facts: transformers'
+`modeling_rope_utils.py` and `configuration_phi3.py`.
 """
 
 from __future__ import annotations
@@ -12,31 +12,7 @@ from typing import Any
 from apr import contracts, rope
 from apr.architecture import FULL, SLIDING, Architecture
 from apr.errors import InvalidFormat, StrPath
-from apr.families.rotary_gguf import (
-    OWN_KEY,
-    THETA,
-    from_gguf,
-    gguf_caveats,
-    gguf_form,
-    gguf_obstacles,
-    gguf_tensors,
-    own_key,
-    to_gguf,
-)
-
-__all__ = [
-    "OWN_KEY",
-    "THETA",
-    "from_gguf",
-    "from_hf",
-    "gguf_caveats",
-    "gguf_form",
-    "gguf_obstacles",
-    "gguf_tensors",
-    "own_key",
-    "to_gguf",
-    "to_hf",
-]
+from apr.families.rotary_gguf import THETA
 
 
 def from_hf(

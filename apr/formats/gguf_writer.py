@@ -20,7 +20,7 @@ from apr.architecture import Architecture
 from apr.atomic import atomic_file
 from apr.dtypes import DTYPES, DType
 from apr.errors import GateFailed, StrPath
-from apr.families import TensorSpec, rotary
+from apr.families import TensorSpec, rotary_gguf
 from apr.formats import latent_scale, recipes
 from apr.formats.gguf_container import write_container
 from apr.formats.gguf_model import (
@@ -174,7 +174,7 @@ def _rotary_divisors(architecture: Architecture) -> list[Tensor]:
     """The tensors that stand for a scaling which llama.cpp has no keys for, if there are any."""
     return [
         from_array(name, np.array(values, dtype=np.float32))
-        for name, values in rotary.gguf_tensors(architecture).items()
+        for name, values in rotary_gguf.gguf_tensors(architecture).items()
     ]
 
 
@@ -206,7 +206,7 @@ def gguf_fields(
     family = families.by_name(architecture.family, model.path)
     for key, value in family.to_gguf(architecture).items():
         out[f"{prefix}.{key}"] = value
-    scaling = rotary.own_key(architecture)
+    scaling = rotary_gguf.own_statement(architecture)
     if scaling is not None:
         out[ROPE_SCALING] = json.dumps(scaling, separators=(",", ":"))
     lost = recipes.lost_by_adding(families.tensor_specs(architecture), model.tensors)
