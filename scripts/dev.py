@@ -6,6 +6,7 @@
     python3 scripts/dev.py test --all                every test; compiles llama.cpp once (minutes)
     python3 scripts/dev.py check                     ruff and mypy, as CI runs them
     python3 scripts/dev.py setup                     the set-up alone
+    python3 scripts/dev.py native [cmake's flags]    the CPU kernels alone, straight into apr/native
 
 torch: the one already in the environment is kept. Otherwise, on Linux without a GPU, the pinned
 CPU build is installed, because a plain `pip install torch` there fetches gigabytes of CUDA.
@@ -102,10 +103,18 @@ def install_torch() -> None:
     )
 
 
+def state(extras: str) -> str:
+    """A hash of what an installation is made of: pyproject.toml and the sources of the kernels."""
+    made_of = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + extras.encode())
+    for path in [ROOT / "native" / "CMakeLists.txt", *sorted((ROOT / "native/src").iterdir())]:
+        made_of.update(path.name.encode() + path.read_bytes())
+    return made_of.hexdigest()
+
+
 def install(extras: str, stamp_name: str, **env: str) -> None:
-    """Install apr with extras, once for each state of pyproject.toml."""
+    """Install apr with extras, once for each state of pyproject.toml and native/."""
     stamp = VENV / f".apr-{stamp_name}"
-    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + extras.encode()).hexdigest()
+    wanted = state(extras)
     if stamp.exists() and stamp.read_text() == wanted:
         return
     make_venv()
@@ -127,6 +136,28 @@ def install_exact() -> None:
             "CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 2)
         ),
     )
+
+
+def find_tool(name: str) -> str:
+    """Find cmake or ninja: of the machine or of .venv; installed into .venv if there is none."""
+    found = shutil.which(name) or shutil.which(name, path=str(BIN))
+    if found is None:
+        make_venv()
+        say(f"there is no {name} here: installing it into {VENV.name}")
+        if not pip("install", "-q", name):
+            stop(f"{name} could not be installed; see the lines above")
+        found = str(BIN / name)
+    return found
+
+
+def build_native(flags: list[str]) -> int:
+    """Build the library in build/native and leave it in apr/native; only what changed compiles."""
+    build = ROOT / "build" / "native"
+    cmake = find_tool("cmake")
+    start = [cmake, "-S", ROOT / "native", "-B", build, "-DAPR_NATIVE_IN_TREE=ON", *flags]
+    if not (build / "CMakeCache.txt").exists():
+        start += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}"]
+    return run(*start) or run(cmake, "--build", build, "--parallel")
 
 
 def main(argv: list[str]) -> int:
@@ -152,6 +183,10 @@ def main(argv: list[str]) -> int:
         install("[dev]", "dev")
         say(f"ready in {time.monotonic() - start:.0f} s: source .venv/bin/activate")
         return 0
+    if verb == "native":
+        code = build_native(rest)
+        say(f"{'built' if code == 0 else 'failed'} after {time.monotonic() - start:.0f} s")
+        return code
     print(__doc__)
     return 0 if verb in ("help", "-h", "--help") else 2
 

@@ -16,7 +16,7 @@ FLOORS = [
     {"families", "mapped"},
     {"checkpoint"},
     {"formats"},
-    {"model"},
+    {"model", "native"},
     {"data", "engine"},
     {"train", "qa", "bench", "export", "inspect"},
     {"importing", "diff"},
