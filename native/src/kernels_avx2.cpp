@@ -1,8 +1,20 @@
 // The kernels of the set "avx2".
+#include "kernels.h"
+#include "simd.h"
+
 namespace apr {
 namespace avx2 {
+namespace {
 
-const char* name() { return "avx2"; }
+// Up to so many tokens are multiplied one by one: unpacking a panel would cost more.
+constexpr int kFew = 8;
+
+#include "kernels_impl.h"
+
+}  // namespace
+
+extern const Kernels table = {"avx2",  forms,  norm,        prepare, matmul,     act,
+                              rope,  cache_store, attend, unpack_row, softcap};
 
 }  // namespace avx2
 }  // namespace apr

@@ -1,8 +1,20 @@
 // The kernels of the set "portable".
+#include "kernels.h"
+#include "simd.h"
+
 namespace apr {
 namespace portable {
+namespace {
 
-const char* name() { return "portable"; }
+// Up to so many tokens are multiplied one by one: unpacking a panel would cost more.
+constexpr int kFew = 8;
+
+#include "kernels_impl.h"
+
+}  // namespace
+
+extern const Kernels table = {"portable",  forms,  norm,        prepare, matmul,     act,
+                              rope,  cache_store, attend, unpack_row, softcap};
 
 }  // namespace portable
 }  // namespace apr
