@@ -65,7 +65,9 @@ def _checkout() -> Path | None:
 def _how_to_build() -> str:
     if _checkout() is not None:
         return "build them with `python scripts/dev.py native` (needs g++ or clang++)"
-    return "install g++ or clang++, then apr again: `pip install --force-reinstall --no-deps apr`"
+    # pip keeps the wheel that it built without a compiler, and would install that one again.
+    again = "pip install --force-reinstall --no-deps --no-cache-dir apr"
+    return f"install g++ or clang++, then apr again: `{again}`"
 
 
 def load() -> ctypes.CDLL:
