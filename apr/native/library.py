@@ -177,7 +177,7 @@ def _usable_hint(sets: tuple[KernelSet, ...]) -> str:
 
 
 def source_hash() -> str | None:
-    """Sha256 over native/src of the checkout, as native/CMakeLists.txt computes it.
+    """Sha256 over native/src of the checkout, as native/src/CMakeLists.txt computes it.
 
     It equals `build_info().sources` exactly if the library was built of these sources. None for an
     installed package, which has no sources beside it.
