@@ -106,7 +106,7 @@ def install_torch() -> None:
 def state(extras: str) -> str:
     """A hash of what an installation is made of: pyproject.toml and the sources of the kernels."""
     made_of = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + extras.encode())
-    for path in [ROOT / "native" / "CMakeLists.txt", *sorted((ROOT / "native/src").iterdir())]:
+    for path in sorted(p for p in (ROOT / "native").rglob("*") if p.is_file()):
         made_of.update(path.name.encode() + path.read_bytes())
     return made_of.hexdigest()
 

@@ -65,7 +65,9 @@ def _checkout() -> Path | None:
 def _how_to_build() -> str:
     if _checkout() is not None:
         return "build them with `python scripts/dev.py native` (needs g++ or clang++)"
-    return "install g++ or clang++, then apr again: `pip install --force-reinstall --no-deps apr`"
+    # pip keeps the wheel that it built without a compiler, and would install that one again.
+    again = "pip install --force-reinstall --no-deps --no-cache-dir apr"
+    return f"install g++ or clang++, then apr again: `{again}`"
 
 
 def load() -> ctypes.CDLL:
@@ -175,7 +177,7 @@ def _usable_hint(sets: tuple[KernelSet, ...]) -> str:
 
 
 def source_hash() -> str | None:
-    """Sha256 over native/src of the checkout, as native/CMakeLists.txt computes it.
+    """Sha256 over native/src of the checkout, as native/src/CMakeLists.txt computes it.
 
     It equals `build_info().sources` exactly if the library was built of these sources. None for an
     installed package, which has no sources beside it.
