@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +18,10 @@ import torch
 from apr import receipt
 from apr.architecture import Architecture
 from apr.device import pick_device
+from apr.engine.generation import Generation
 from apr.engine.plan import Plan, choose_dtype, stored_types
-from apr.engine.sampling import Sampler
+from apr.engine.sampling import Sampler, Sampling
+from apr.engine.streaming import TextStream
 from apr.engine.weights import build
 from apr.errors import AprError, InferenceError, StrPath, UsageError
 from apr.formats.opened import OpenedModel
@@ -31,34 +32,6 @@ if TYPE_CHECKING:
     from apr.tokenizer import Tokenizer
 
 Logits = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What was generated. `ids` leave out prompt and stop token; times are wall-clock seconds.
-
-    `prefill_seconds` runs to the prompt's last logits, `decode_seconds` over the `decode_steps`
-    after it. `stop_reason`: `stop` (a stop token came, `stop_id`) or `length`.
-    """
-
-    ids: list[int]
-    prompt_tokens: int
-    prefill_seconds: float
-    decode_seconds: float
-    decode_steps: int
-    time_to_first_token: float
-    stop_reason: str
-    stop_id: int | None = None
-
-    @property
-    def prefill_tokens_per_second(self) -> float:
-        """Prompt tokens per second."""
-        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
-
-    @property
-    def decode_tokens_per_second(self) -> float:
-        """Decode steps per second; 0 if there was none."""
-        return self.decode_steps / self.decode_seconds if self.decode_seconds else 0.0
 
 
 class Session:
@@ -162,48 +135,41 @@ class Engine:
     def generate(
         self,
         prompt_ids: Sequence[int],
-        max_tokens: int,
+        max_tokens: int | None,
         *,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
         stop_ids: Collection[int] | None = None,
         on_token: Callable[[int], None] | None = None,
+        stream: TextStream | None = None,
+        session: Session | None = None,
+        **sampling: Unpack[Sampling],
     ) -> Generation:
         """Continue a prompt by up to `max_tokens` tokens.
 
         Args:
             prompt_ids: at least one id.
-            max_tokens: at least 1; prompt and continuation must fit into the context.
-            temperature: 0 is greedy, as in `Sampler`.
-            top_k: 0 keeps all.
-            top_p: 1 keeps all.
-            seed: of the draws.
+            max_tokens: at least 1; prompt and continuation must fit into the context. None goes on
+                to the context's end.
             stop_ids: ids that end the text; None takes the tokenizer's end-of-text ids, an empty
                 collection none.
             on_token: called with each id as soon as it is known, stop ids left out.
+            stream: makes the text of the ids and ends it at its stop strings.
+            session: one to go on with; what it has processed is the beginning of `prompt_ids`, and
+                only the rest is computed. Afterwards it holds all but the last id.
+            sampling: the settings of `Sampler`; without any, greedy.
 
         Raises:
             InferenceError: the context would be exceeded (before anything is computed), ids are
                 outside the vocabulary, or the logits are not finite.
             UsageError: a sampling setting is outside its range.
         """
-        if max_tokens < 1:
-            raise UsageError("max_tokens", f"{max_tokens} is less than 1", "write 1 or more")
-        sampler = Sampler(temperature, top_k, top_p, seed)
+        sampler = Sampler(**sampling)
+        sampler.start(prompt_ids)
         stops = set(self.stop_ids if stop_ids is None else stop_ids)
-        needed = len(prompt_ids) + max_tokens - 1  # the last token is not fed back
-        if needed > self.context:
-            raise InferenceError(
-                "context",
-                f"{len(prompt_ids)} prompt tokens and {max_tokens} new ones need {needed} "
-                f"positions, the model's context has {self.context}",
-                "use a shorter prompt or generate fewer tokens",
-            )
-        session = self.session()
+        room = self._room(len(prompt_ids), max_tokens)
+        session = self.session() if session is None else session
+        cached = session.length
         start = time.perf_counter()
-        logits = session.prefill(prompt_ids)
+        logits = session.prefill(prompt_ids[cached:])
         prefilled = time.perf_counter()
         token = sampler(logits)
         first = time.perf_counter()
@@ -216,20 +182,43 @@ class Engine:
             ids.append(token)
             if on_token is not None:
                 on_token(token)
-            if len(ids) == max_tokens:
+            if (stream is not None and not stream.feed(token)) or len(ids) == room:
                 break
             token = sampler(session.decode(token))
             steps += 1
+        if stream is not None:
+            stream.finish()
+        end = time.perf_counter()
+        stop_string = None if stream is None else stream.stop_string
+        stopped = stop_id is not None or stop_string is not None
         return Generation(
             ids=ids,
             prompt_tokens=len(prompt_ids),
             prefill_seconds=prefilled - start,
-            decode_seconds=time.perf_counter() - first,
+            decode_seconds=end - first,
             decode_steps=steps,
             time_to_first_token=first - start,
-            stop_reason="length" if stop_id is None else "stop",
+            stop_reason="stop" if stopped else "context" if max_tokens is None else "length",
             stop_id=stop_id,
+            stop_string=stop_string,
+            text=None if stream is None else stream.text,
+            cached_tokens=cached,
         )
+
+    def _room(self, prompt: int, asked: int | None) -> int:
+        """How many tokens may follow a prompt; the last of them is not fed back."""
+        if asked is not None and asked < 1:
+            raise UsageError("max_tokens", f"{asked} is less than 1", "write 1 or more")
+        needed = prompt + (asked or 1) - 1
+        if needed > self.context:
+            new = "" if asked is None else f" and {asked} new ones need {needed} positions"
+            raise InferenceError(
+                "context",
+                f"{prompt} prompt tokens{new or ' are too many'}, the model's context has "
+                f"{self.context}",
+                "use a shorter prompt" + (" or generate fewer tokens" if new else ""),
+            )
+        return self.context - prompt + 1 if asked is None else asked
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
