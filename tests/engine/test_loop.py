@@ -162,6 +162,22 @@ def test_a_session_goes_on_where_the_last_generation_ended(build):
     assert more.prefill_tokens_per_second == pytest.approx(3 / more.prefill_seconds)
 
 
+def test_a_session_can_be_wound_back_where_its_cache_allows_it(build):
+    _, model = build()
+    engine = engines.load(model, device="cpu")
+    session = engine.session()
+    session.prefill([5, 6, 7, 8, 9])
+    assert session.rewind(3)
+    assert session.length == 3
+    assert np.allclose(session.decode(1), engine.logits([5, 6, 7, 1])[-1], atol=2e-5)
+    assert not session.rewind(9)
+    _, model = build(rope_scaling={"rope_type": "dynamic", "factor": 2.0})
+    following = engines.load(model, device="cpu").session()
+    following.prefill([5, 6, 7])
+    assert not following.rewind(2)
+    assert following.length == 3
+
+
 def test_statistics_hold_all_that_is_promised(build):
     _, model = build()
     done = engines.load(model, device="cpu").generate([5] * 10, 8, stop_ids=())
