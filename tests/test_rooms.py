@@ -18,7 +18,7 @@ FLOORS = [
     {"formats"},
     {"model", "native"},
     {"data", "engine"},
-    {"train", "qa", "bench", "export", "inspect"},
+    {"train", "qa", "bench", "export", "inspect", "chat"},
     {"importing", "diff"},
     {"demo"},
     {"cli"},

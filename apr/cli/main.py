@@ -24,6 +24,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "The whole pipeline in one command, on an embedded corpus."),
     "tokenize": ("tokenize", "Train a tokenizer; turn text into token shards."),
     "pretrain": ("pretrain", "Train a model from a corpus, behind the budget gate."),
+    "run": ("run", "Continue a prompt; the text streams to the terminal."),
+    "chat": ("chat", "Talk with a model, through its own chat template."),
     "qa": ("qa", "Judge a checkpoint by gates; exit 5 if one fails."),
     "bench": ("bench", "Measure prefill and decode, with the receipt."),
     "import": ("import_", "Make one .apr file of a Hugging Face folder or a GGUF, proven."),
