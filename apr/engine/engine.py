@@ -285,11 +285,40 @@ class Engine:
             )
 
 
+def _check_kernels(
+    kernels: str | None, place: torch.device, dtype: str | None, cache: str | None
+) -> str | None:
+    """None if the CPU kernels are to be tried; else why torch computes ("" where it was asked for).
+
+    Raises:
+        UsageError: what was asked for does not go together.
+    """
+    if cache is not None and cache not in ("float32", "float16", "int8"):
+        raise UsageError("cache", f"{cache!r} is unknown", "there are float32, float16 and int8")
+    if kernels == "torch" or (kernels is None and (place.type != "cpu" or dtype is not None)):
+        if cache is not None:
+            raise UsageError(
+                "cache", f"{cache} was asked for, torch keeps the cache in the model's dtype",
+                "leave it out, or use the CPU kernels",
+            )  # fmt: skip
+        return ""
+    if place.type != "cpu":
+        raise UsageError("kernels", f"{kernels} are for the CPU, the device is {place}")
+    if dtype is not None:
+        raise UsageError(
+            "dtype", f"{dtype} was asked for, the CPU kernels compute on the stored types",
+            "leave --dtype out, or add --kernels torch",
+        )  # fmt: skip
+    return None
+
+
 def load(
     model: OpenedModel | StrPath,
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    kernels: str | None = None,
+    cache: str | None = None,
 ) -> Engine:
     """Load an opened model, or the file at a path, for inference.
 
@@ -298,9 +327,14 @@ def load(
         device: `cpu`, `cuda`, `cuda:N`; None takes CUDA where it works.
         dtype: `float32`, `bfloat16`, `float16`; None follows `apr.engine.plan`'s rule.
         threads: CPU threads for all of torch in this process; None leaves the setting.
+        kernels: `torch`; `native` for the best set of CPU kernels, or a set by its name (`amx`,
+            `avx512`, `avx2`, `portable`); None takes the CPU kernels where they compute the
+            model, on the CPU and without a dtype asked for, else torch; the plan says which.
+        cache: `float32`, `float16` or `int8` for keys and values (CPU kernels); None: as the
+            weights are stored, but no smaller than 16 bits.
 
     Raises:
-        UsageError, FeatureUnavailable: see `pick_device`, `pick_dtype`.
+        UsageError, FeatureUnavailable: see `pick_device`, `pick_dtype`, `load_native`.
         ModelLoadError: the tensors are not those that the architecture needs.
         InferenceError: the weights do not fit.
         NotFound, InvalidFormat: the path cannot be opened.
@@ -317,7 +351,17 @@ def load(
         torch.set_num_threads(threads)
     place = pick_device(device)
     opened.check_tensors()
+    refusal = _check_kernels(kernels, place, dtype, cache)
+    if refusal is None:
+        from apr.engine.native import load_native, why_not
+
+        refusal = why_not(opened) if kernels is None else ""
+        if not refusal:
+            return load_native(
+                opened, None if kernels in (None, "native") else kernels, threads, cache
+            )
     chosen, reason = choose_dtype(opened.tensors.values(), place, dtype)
+    reason = "; ".join(part for part in (reason, refusal) if part)
     decoder, mapped = build(opened, place, chosen)
     name = str(chosen).removeprefix("torch.")
     plan = Plan(

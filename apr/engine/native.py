@@ -1,0 +1,282 @@
+"""The engine on the CPU kernels: weights as they are stored, a pass in one call.
+
+Purpose: `Engine` over `apr.native`. Promise: no second copy of a weight is kept (what is packed
+gives its pages back), and what the kernels do not compute is refused, never done elsewhere quietly.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from apr import receipt, rope
+from apr.engine.engine import Engine, Logits, Session
+from apr.engine.plan import Plan, stored_types
+from apr.errors import FeatureUnavailable, InferenceError
+from apr.formats.opened import OpenedModel
+from apr.mapped import release
+from apr.model.rotary import FULL, SLIDING, Rotary
+from apr.native.library import KernelSet, best_set, unavailable
+from apr.native.model import Arena, Cache, NativeModel, packed_bytes
+from apr.native.program import Part, Program, lacking
+
+_MOST = 256  # tokens of a pass; longer prompts go in pieces
+_BLOCK = 16  # positions
+
+
+class NativeSession(Session):
+    """One sequence in the kernels' own cache."""
+
+    def __init__(self, engine: NativeEngine) -> None:
+        self._native = engine
+        self._ids: list[int] = []
+        self._cache_native = engine.new_cache()
+        self._length = 0
+        self._rewound = False
+
+    @property
+    def length(self) -> int:
+        """Tokens processed so far."""
+        return self._length
+
+    def prefill(self, ids: Sequence[int]) -> Logits:
+        """As `Session.prefill`."""
+        return self.feed(ids, 1)[-1]
+
+    def feed(self, ids: Sequence[int], last: int) -> Logits:
+        """Process further tokens; logits after the `last` of them, `[last, vocab]`."""
+        engine, pending = self._native, list(ids)
+        engine.check(pending, self._length)
+        if engine.forgets(self._length, len(pending)):
+            pending = self._ids + pending
+            self._length = 0
+        logits = engine.compute(pending, self._cache_native, self._length, last)
+        self._length += len(pending)
+        self._ids += ids
+        return logits
+
+    def rewind(self, length: int) -> bool:
+        """As `Session.rewind`; a layer with a window may have lost what it would have to see."""
+        arch = self._native.architecture
+        scaling = arch.rope_scaling or {}
+        if length > self._length or scaling.get("rope_type") in rope.BY_LENGTH:
+            return False
+        if arch.shortest_window is not None and self._length > length:
+            return False
+        self._length = length
+        del self._ids[length:]
+        return True
+
+
+class NativeEngine(Engine):
+    """A model on the CPU kernels. Made by `apr.engine.load`."""
+
+    def __init__(self, model: OpenedModel, kernels: KernelSet, threads: int, cache: str) -> None:
+        self.architecture = model.architecture
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self._model, self._cache_kind = model, cache
+        arch = self.architecture
+        self._rotary = Rotary(arch) if arch.position_embedding == "rotary" else None
+        self._tables: tuple[npt.NDArray[np.float32] | None, ...] = (None,) * 4
+        self._known = 0  # positions that the tables cover
+        started = time.perf_counter()
+        self._native = NativeModel(kernels, threads)
+        packed = self._load(model)
+        self.plan = Plan(
+            engine="apr native",
+            kernels=kernels.name,
+            device="cpu",
+            hardware=receipt.cpu_name(),
+            stored=stored_types(model.tensors.values()),
+            weights="as stored",
+            activations=_activations(model, kernels),
+            cache=cache,
+            threads=threads,
+            weight_bytes=packed + self._mapped,
+            mapped_bytes=self._mapped,
+            reason=f"packed {packed / 1e6:.0f} MB in {time.perf_counter() - started:.2f} s"
+            if packed
+            else "",
+        )
+        self._layers = self._cache_layers()
+
+    def _load(self, model: OpenedModel) -> int:
+        """Hand over weights and program; bytes of the packed weights."""
+        sizes = {
+            name: packed_bytes(t.dtype, *t.shape) or 0
+            for name, t in model.tensors.items()
+            if len(t.shape) == 2
+        }
+        # A fused matrix is cut into parts, and each part is filled up to 16 rows.
+        arena = Arena(sum(size + size // max(1, t.shape[0]) * 64 + 192 if size else 0
+                          for name, size in sizes.items() for t in [model.tensors[name]]))  # fmt: skip
+        native = self._native
+        self._mapped = packed_total = 0
+
+        def weight(part: Part) -> int:
+            nonlocal packed_total
+            tensor, columns = part.tensor, part.tensor.shape[1]
+            row = tensor.nbytes // tensor.shape[0]
+            raw = tensor.raw()
+            stored = raw[part.first * row : (part.first + part.rows) * row]
+            size = packed_bytes(tensor.dtype, part.rows, columns)
+            if not size:
+                self._mapped += stored.nbytes
+                return native.add_weight(tensor.dtype, part.rows, columns, stored)
+            packed = arena.take(size)
+            native.pack(tensor.dtype, part.rows, columns, stored, packed)
+            release(stored)
+            packed_total += size
+            return native.add_weight(tensor.dtype, part.rows, columns, packed)
+
+        program = Program(model.architecture, weight, native.add_vector, model.tensors)
+        ops, widths = program.build()
+        most = min(_MOST, self.architecture.max_position_embeddings)
+        native.set_program(ops, widths, most, self.architecture.vocab_size)
+        return packed_total
+
+    def _cache_layers(self) -> npt.NDArray[np.int32]:
+        arch = self.architecture
+        rows = []
+        for layer in range(arch.num_layers):
+            window = arch.window(layer)
+            seen = self.context if window is None else min(self.context, window + _MOST)
+            blocks = -(-seen // _BLOCK) + 1
+            rows.append((arch.num_kv_heads, arch.head_dim, arch.head_dim, blocks))
+        return np.array(rows, dtype=np.int32)
+
+    def new_cache(self) -> Cache:
+        """Room for one sequence of the whole context."""
+        return Cache(self._layers, self._cache_kind)
+
+    def session(self) -> NativeSession:
+        """A new, empty sequence."""
+        return NativeSession(self)
+
+    def logits(self, ids: Sequence[int], *, last: int | None = None) -> Logits:
+        """As `Engine.logits`."""
+        session = self.session()
+        return session.feed(ids, len(ids) if last is None else min(last, len(ids)))
+
+    def decode_batch(self, sessions: Sequence[Session], ids: Sequence[int]) -> Logits:
+        """As `Engine.decode_batch`; each sequence has its own pass."""
+        for session, id in zip(sessions, ids, strict=True):
+            self.check([id], session.length)
+        return np.stack([s.decode(id) for s, id in zip(sessions, ids, strict=True)])
+
+    def forgets(self, past: int, new: int) -> bool:
+        """As `Engine.forgets`."""
+        return self._rotary is not None and self._rotary.stale(past, past + new)
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: a pass is over when it returns."""
+
+    def check(self, ids: Sequence[int], past: int) -> None:
+        """Refuse ids or lengths that the model does not take."""
+        self._check(ids, past)
+
+    def compute(self, ids: Sequence[int], cache: Cache, past: int, last: int) -> Logits:
+        """Logits after the `last` of `ids`, in passes of at most `_MOST` tokens."""
+        numbers = np.array(ids, dtype=np.int32)
+        total = len(numbers)
+        by_length = (self.architecture.rope_scaling or {}).get("rope_type") in rope.BY_LENGTH
+        tables = self._angles(past, total) if by_length else self._grown(past + total)
+        offset = 0 if by_length else past
+        out = []
+        for start in range(0, total, _MOST):
+            end = min(start + _MOST, total)
+            wanted = max(0, end - max(start, total - last))
+            angles = [None if t is None else t[offset + start : offset + end] for t in tables]
+            out.append(
+                self._native.run(cache, numbers[start:end], past + start, angles, wanted)
+            )
+        return out[0] if len(out) == 1 else np.concatenate(out)
+
+    def _grown(self, needed: int) -> tuple[npt.NDArray[np.float32] | None, ...]:
+        """Tables from position 0 on, for at least `needed` positions."""
+        if needed > self._known:
+            self._known = min(self.context, max(needed, 2 * self._known, 512))
+            self._tables = self._angles(0, self._known)
+        return self._tables
+
+    def _angles(self, past: int, count: int) -> tuple[npt.NDArray[np.float32] | None, ...]:
+        """Cosines and sines of the full and of the sliding layers, `[count, half]` each."""
+        if self._rotary is None:
+            return (None,) * 4
+        positions = torch.arange(past, past + count)
+        tables = self._rotary.tables(positions, torch.float32)
+        if not tables:
+            return (None,) * 4
+        half = self.architecture.rotary_dim // 2
+        out = [table[:, :half].contiguous().numpy() for kind in (FULL, SLIDING)
+               for table in tables[kind]]  # fmt: skip
+        return tuple(out)
+
+
+def _activations(model: OpenedModel, kernels: KernelSet) -> str:
+    """What products are computed in, one token at a time and many."""
+    blocks = any(t.dtype.is_block for t in model.tensors.values())
+    pairs = kernels.name in ("amx", "avx512")
+    if blocks:
+        return "int8, prompts bfloat16" if pairs else "int8"
+    half = any(t.dtype.name == "BF16" for t in model.tensors.values())
+    return "float32, prompts bfloat16" if half and pairs else "float32"
+
+
+def why_not(model: OpenedModel) -> str:
+    """Why the CPU kernels cannot run this model here; "" if they can."""
+    return unavailable() or lacking(model.architecture, model.tensors)
+
+
+def load_native(
+    model: OpenedModel, name: str | None, threads: int | None, cache: str | None
+) -> NativeEngine:
+    """The engine on a kernel set: the one named, else the best of this processor.
+
+    Raises:
+        FeatureUnavailable: the kernels were not built, the set cannot run here, or there is no
+            kernel for the model; the message says which.
+        InferenceError: the memory does not suffice.
+    """
+    chosen = best_set(name)
+    missing = lacking(model.architecture, model.tensors)
+    if missing:
+        raise FeatureUnavailable(
+            "native kernels", missing, "ask for PyTorch's by name: --kernels torch"
+        )
+    main = next(iter(stored_types(model.tensors.values())))
+    kind = cache or ("float32" if main == "F32" else "float16")
+    need = sum(
+        packed_bytes(t.dtype, *t.shape) or 0 for t in model.tensors.values() if len(t.shape) == 2
+    )
+    free = _available_bytes()
+    if free is not None and need > free:
+        raise InferenceError(
+            model.path,
+            f"its packed weights need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free: "
+            f"{(need - free) / 1e9:.1f} GB are missing",
+            "quantize the model, or free memory",
+        )
+    return NativeEngine(model, chosen, threads or _cores(), kind)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _available_bytes() -> int | None:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None
