@@ -62,10 +62,12 @@ def _layers(config: Mapping[str, Any], where: StrPath) -> list[str] | None:
     if len(kinds) != layers:
         raise InvalidFormat(where, f"mlp_layer_types has {len(kinds)} entries for {layers} layers")
     first = config.get("first_k_dense_replace")
-    if first is not None and kinds != ["dense" if i < first else "sparse" for i in range(layers)]:
+    if first is not None and [i for i, kind in enumerate(kinds) if kind == "dense"] != (
+        list(range(min(first, layers))) if isinstance(first, int) else None
+    ):
         raise InvalidFormat(
             where,
-            f"first_k_dense_replace is {first}, and transformers, which does not read it for this "
+            f"first_k_dense_replace is {first!r}, and transformers, which does not read it for this "
             f"family, makes layers {[i for i, kind in enumerate(kinds) if kind == 'dense']} dense",
             "state mlp_layer_types, and leave first_k_dense_replace out",
         )
