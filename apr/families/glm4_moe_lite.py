@@ -67,8 +67,8 @@ def _layers(config: Mapping[str, Any], where: StrPath) -> list[str] | None:
     ):
         raise InvalidFormat(
             where,
-            f"first_k_dense_replace is {first!r}, and transformers, which does not read it for this "
-            f"family, makes layers {[i for i, kind in enumerate(kinds) if kind == 'dense']} dense",
+            f"first_k_dense_replace is {first!r}, and transformers, which does not read it for "
+            f"this family, makes layers {[i for i, kind in enumerate(kinds) if kind == 'dense']} dense",
             "state mlp_layer_types, and leave first_k_dense_replace out",
         )
     return kinds
