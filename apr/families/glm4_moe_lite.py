@@ -62,13 +62,13 @@ def _layers(config: Mapping[str, Any], where: StrPath) -> list[str] | None:
     if len(kinds) != layers:
         raise InvalidFormat(where, f"mlp_layer_types has {len(kinds)} entries for {layers} layers")
     first = config.get("first_k_dense_replace")
-    if first is not None and [i for i, kind in enumerate(kinds) if kind == "dense"] != (
-        list(range(min(first, layers))) if isinstance(first, int) else None
-    ):
+    dense = [i for i, kind in enumerate(kinds) if kind == "dense"]
+    said = list(range(min(first, layers))) if isinstance(first, int) else None
+    if first is not None and dense != said:
         raise InvalidFormat(
             where,
             f"first_k_dense_replace is {first!r}, and transformers, which does not read it for "
-            f"this family, makes layers {[i for i, kind in enumerate(kinds) if kind == 'dense']} dense",
+            f"this family, makes layers {dense} dense",
             "state mlp_layer_types, and leave first_k_dense_replace out",
         )
     return kinds
