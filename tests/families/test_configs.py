@@ -24,6 +24,12 @@ COMPARED = (
 )  # fmt: skip
 
 
+_SIZES_OF_GPT2 = {
+    "n_embd": "hidden_size", "n_layer": "num_layers", "n_head": "num_heads",
+    "vocab_size": "vocab_size", "n_positions": "max_position_embeddings",
+}  # fmt: skip
+
+
 def read(family, **changes):
     config = {**SIZES, "model_type": family, **changes}
     return families.by_name(family).from_hf(config, "config.json")
@@ -249,6 +255,14 @@ def test_no_value_of_a_config_ends_in_anything_but_an_answer_or_a_refusal():
         layers = "n_layer" if path.stem == "gpt2" else "num_hidden_layers"
         with pytest.raises(InvalidFormat, match=rf"\[META-LAYERS\] {layers} is 1000000000"):
             hf_reader.read_architecture(Path("hf"), {**config, layers: 10**9})
+        for size in _SIZES_OF_GPT2 if path.stem == "gpt2" else SIZES:
+            if size == "intermediate_size":  # four times as wide, or no layer without experts
+                continue
+            said = {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
+            said |= _SIZES_OF_GPT2
+            without = {k: v for k, v in config.items() if k not in (size, "n_ctx")}
+            with pytest.raises(InvalidFormat, match=said.get(size, size)):
+                hf_reader.read_architecture(Path("hf"), without)
     for wrong in (["llama"], 7, {"llama": 1}):
         with pytest.raises(InvalidFormat, match="unknown model_type"):
             hf_reader.read_architecture(Path("hf"), {"model_type": wrong})
