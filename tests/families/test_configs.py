@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from apr import families
+from apr.architecture import from_metadata
 from apr.errors import AprError, InvalidFormat
 from apr.formats import hf_reader
 
@@ -252,6 +253,10 @@ def test_no_value_of_a_config_ends_in_anything_but_an_answer_or_a_refusal():
                 changed = {**config, key: value}
                 with suppress(AprError):
                     hf_reader.read_architecture(Path("hf"), changed)
+        stated = hf_reader.read_architecture(Path("hf"), config).to_metadata()
+        for key in stated:
+            with suppress(AprError):
+                families.tensor_specs(from_metadata(stated | {key: None}, "m.apr"))
         layers = "n_layer" if path.stem == "gpt2" else "num_hidden_layers"
         with pytest.raises(InvalidFormat, match=rf"\[META-LAYERS\] {layers} is 1000000000"):
             hf_reader.read_architecture(Path("hf"), {**config, layers: 10**9})
