@@ -294,7 +294,11 @@ def test_tokenizer_larger_than_the_embedding_is_refused(make_folder, tmp_path):
 
 def test_quantized_folder_is_refused(broken, tmp_path):
     edit_config(broken, quantization_config={"quant_method": "awq", "bits": 4})
-    assert "quantization_config (awq)" in refused(InvalidFormat, broken, tmp_path)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.qzeros"] = torch.zeros(3, dtype=torch.int32)
+    save_file(weights, broken / "model.safetensors")
+    line = refused(InvalidFormat, broken, tmp_path)
+    assert "quantization_config (awq)" in line and "qzeros" not in line  # not what is wrong
 
 
 def test_integer_tensors_are_no_weights(broken, tmp_path):
