@@ -37,7 +37,6 @@ class NativeSession(Session):
         self._ids: list[int] = []
         self._cache_native = engine.new_cache()
         self._length = 0
-        self._rewound = False
 
     @property
     def length(self) -> int:
@@ -62,11 +61,11 @@ class NativeSession(Session):
 
     def rewind(self, length: int) -> bool:
         """As `Session.rewind`; a layer with a window may have lost what it would have to see."""
-        arch = self._native.architecture
-        scaling = arch.rope_scaling or {}
+        engine = self._native
+        scaling = engine.architecture.rope_scaling or {}
         if length > self._length or scaling.get("rope_type") in rope.BY_LENGTH:
             return False
-        if arch.shortest_window is not None and self._length > length:
+        if not engine.holds(length, self._length):
             return False
         self._length = length
         del self._ids[length:]
@@ -150,6 +149,17 @@ class NativeEngine(Engine):
             rows.append((arch.num_kv_heads, arch.head_dim, arch.head_dim, blocks))
         return np.array(rows, dtype=np.int32)
 
+    def holds(self, length: int, reached: int) -> bool:
+        """Whether every layer still holds what position `length` sees, once `reached` positions
+        were stored: blocks of a layer with a window are written over in turn.
+        """
+        for layer, (*_, blocks) in enumerate(self._layers.tolist()):
+            window = self.architecture.window(layer)
+            first = 0 if window is None else max(0, length - window + 1)
+            if (reached - 1) // _BLOCK - first // _BLOCK >= blocks:
+                return False
+        return True
+
     def new_cache(self) -> Cache:
         """Room for one sequence of the whole context."""
         return Cache(self._layers, self._cache_kind)
@@ -192,9 +202,7 @@ class NativeEngine(Engine):
             end = min(start + _MOST, total)
             wanted = max(0, end - max(start, total - last))
             angles = [None if t is None else t[offset + start : offset + end] for t in tables]
-            out.append(
-                self._native.run(cache, numbers[start:end], past + start, angles, wanted)
-            )
+            out.append(self._native.run(cache, numbers[start:end], past + start, angles, wanted))
         return out[0] if len(out) == 1 else np.concatenate(out)
 
     def _grown(self, needed: int) -> tuple[npt.NDArray[np.float32] | None, ...]:
