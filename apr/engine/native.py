@@ -16,13 +16,14 @@ import numpy.typing as npt
 import torch
 
 from apr import receipt, rope
+from apr.architecture import FULL, SLIDING
 from apr.dtypes import DTYPES
 from apr.engine.engine import Engine, Logits, Session
 from apr.engine.plan import Plan, stored_types
 from apr.errors import FeatureUnavailable, InferenceError
 from apr.formats.opened import OpenedModel
 from apr.mapped import release
-from apr.model.rotary import FULL, SLIDING, Rotary
+from apr.model.rotary import Rotary
 from apr.native.library import KernelSet, best_set, unavailable
 from apr.native.model import Arena, Cache, NativeModel, packed_bytes
 from apr.native.program import Part, Program, lacking
@@ -48,7 +49,8 @@ class NativeSession(Session):
 
     def prefill(self, ids: Sequence[int]) -> Logits:
         """As `Session.prefill`."""
-        return self.feed(ids, 1)[-1]
+        logits: Logits = self.feed(ids, 1)[-1]
+        return logits
 
     def feed(self, ids: Sequence[int], last: int) -> Logits:
         """Process further tokens; logits after the `last` of them, `[last, vocab]`."""
