@@ -37,6 +37,8 @@ def run(
     device: options.Device = None,
     dtype: options.Dtype = None,
     threads: options.Threads = None,
+    kernels: options.Kernels = None,
+    cache: options.Cache = None,
 ) -> None:
     """Continue a prompt, greedily unless --temperature says otherwise."""
     from rich.console import Console
@@ -51,7 +53,9 @@ def run(
     with sigterm_as_interrupt():
         text = read_prompt(prompt, file)
         with Console(stderr=True).status("loading"):
-            opened = open_text_model(model, device=device, dtype=dtype, threads=threads)
+            opened = open_text_model(
+                model, device=device, dtype=dtype, threads=threads, kernels=kernels, cache=cache
+            )
         screen = Screen(sys.stdout)
         if echo and not as_json:
             screen.write(text)

@@ -25,7 +25,7 @@ from apr.formats.opened import OpenedModel
 from apr.mapped import release
 from apr.model.rotary import Rotary
 from apr.native.library import KernelSet, best_set, unavailable
-from apr.native.model import Arena, Cache, NativeModel, packed_bytes
+from apr.native.model import Arena, Cache, NativeModel, cache_bytes, packed_bytes
 from apr.native.program import Part, Program, lacking
 
 _MOST = 256  # tokens of a pass; longer prompts go in pieces
@@ -100,7 +100,7 @@ class NativeEngine(Engine):
             activations=_activations(model, kernels),
             cache=cache,
             threads=threads,
-            weight_bytes=packed + self._mapped,
+            weight_bytes=packed + self._mapped + self._native.vector_bytes,
             mapped_bytes=self._mapped,
             reason=f"packed {packed / 1e6:.0f} MB in {time.perf_counter() - started:.2f} s"
             if packed
@@ -166,7 +166,7 @@ class NativeEngine(Engine):
         """Whether every layer still holds what position `length` sees, once `reached` positions
         were stored: blocks of a layer with a window are written over in turn.
         """
-        for layer, (*_, blocks) in enumerate(self._layers.tolist()):
+        for layer, blocks in enumerate(self._layers[:, 3].tolist()):
             window = self.architecture.window(layer)
             first = 0 if window is None else max(0, length - window + 1)
             if (reached - 1) // _BLOCK - first // _BLOCK >= blocks:
@@ -195,6 +195,25 @@ class NativeEngine(Engine):
     def forgets(self, past: int, new: int) -> bool:
         """As `Engine.forgets`."""
         return self._rotary is not None and self._rotary.stale(past, past + new)
+
+    @property
+    def looked_up_bytes(self) -> int:
+        """As `Engine.looked_up_bytes`."""
+        if self.architecture.tie_word_embeddings:
+            return 0
+        table = self._model.tensors["model.embed_tokens.weight"]
+        size = packed_bytes(table.dtype, *table.shape) or table.nbytes
+        return size - size // table.shape[0]
+
+    @property
+    def cache_bytes_per_token(self) -> float:
+        """As `Engine.cache_bytes_per_token`."""
+        sizes = []
+        for blocks in (1, 2):
+            layers = self._layers.copy()
+            layers[:, 3] = blocks
+            sizes.append(cache_bytes(layers, self._cache_kind))
+        return (sizes[1] - sizes[0]) / _BLOCK
 
     def synchronize(self) -> None:
         """Nothing to wait for: a pass is over when it returns."""

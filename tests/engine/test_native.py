@@ -160,6 +160,11 @@ def test_the_kernels_are_taken_where_nothing_else_is_asked_for(build, monkeypatc
     default = engines.load(model, device="cpu", threads=1)
     assert (default.plan.engine, default.plan.kernels) == ("apr native", SETS[0])
     assert default.plan.threads == 1
+    assert default.plan.weight_bytes == sum(t.nbytes for t in model.tensors.values())
+    assert default.looked_up_bytes == engines.load(model, "cpu", "float32").looked_up_bytes
+    whole = engines.load(model, "cpu", "float32").cache_bytes_per_token
+    assert default.cache_bytes_per_token == whole
+    assert engines.load(model, "cpu", cache="float16").cache_bytes_per_token == whole / 2
     assert engines.load(model, device="cpu", kernels="native").plan.kernels == SETS[0]
     for asked in ({"dtype": "float32"}, {"kernels": "torch"}):
         plan = engines.load(model, device="cpu", **asked).plan
