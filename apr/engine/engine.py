@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from apr.tokenizer import Tokenizer
 
 Logits = npt.NDArray[np.float32]
+_MOST_THREADS = 1024
 
 
 class Session:
@@ -371,6 +372,8 @@ def load(
     if threads is not None:
         if threads < 1:
             raise UsageError("--threads", f"{threads} is less than 1", "write 1 or more")
+        if threads > _MOST_THREADS:
+            raise UsageError("--threads", f"{threads} is more than {_MOST_THREADS}", "write fewer")
         torch.set_num_threads(threads)
     if dtype == "auto":
         dtype = None

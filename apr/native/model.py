@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -123,6 +124,7 @@ class NativeModel:
         self.handle = self._library.apr_model_new(threads, kernels.name.encode())
         if not self.handle:
             raise InferenceError("kernels", f"the set {kernels.name} cannot run here")
+        self._one_pass = threading.Lock()  # buffers are shared by all sequences
         self._alive: list[npt.NDArray[Any]] = []
         self.columns: list[tuple[int, int]] = []
         self.vocab = self.vector_bytes = 0
@@ -177,10 +179,11 @@ class NativeModel:
         pointers = (ctypes.c_void_p * 4)(
             *(None if table is None else address(table) for table in angles)
         )
-        self._library.apr_run(
-            self.handle, cache.handle, address(ids), len(ids), past, pointers,
-            address(logits), last,
-        )  # fmt: skip
+        with self._one_pass:
+            self._library.apr_run(
+                self.handle, cache.handle, address(ids), len(ids), past, pointers,
+                address(logits), last,
+            )  # fmt: skip
         return logits
 
     def unpack_row(self, weight: int, row: int) -> Float32:

@@ -164,6 +164,8 @@ def test_what_cannot_be_run_is_one_clear_error(build):
         engine.generate([1], 0)
     with pytest.raises(UsageError, match="threads"):
         engines.load(model, threads=0)
+    with pytest.raises(UsageError, match="1000000 is more than 1024"):
+        engines.load(model, threads=1_000_000)
     if not torch.cuda.is_available():
         with pytest.raises(FeatureUnavailable, match="cuda"):
             engines.load(model, device="cuda")
