@@ -9,6 +9,7 @@ text file is dropped. Facts: llama.cpp, tools/perplexity and the option `-f`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -42,6 +43,11 @@ class Text:
     def context(self) -> int:
         """Ids of a chunk."""
         return int(self.chunks.shape[1])
+
+    @property
+    def sha256(self) -> str:
+        """Of the ids as they were given to the model, 64-bit little-endian."""
+        return hashlib.sha256(self.chunks.astype("<i8").tobytes()).hexdigest()
 
     @property
     def first(self) -> int:

@@ -11,18 +11,20 @@ import json
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from apr.errors import FeatureUnavailable, InferenceError, UsageError
 
 VERDICTS = ("passed", "failed", "timed out", "out of memory", "syntax error")
+KERNEL = "kernel"
 START_SECONDS = 60.0
 _CHILD = Path(__file__).with_name("confined_child.py")
 _MOST = 1 << 16  # bytes of an answer
@@ -30,11 +32,16 @@ _MOST = 1 << 16  # bytes of an answer
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds on the clock, bytes of address space, bytes of a file that is written."""
+    """Seconds on the clock, bytes of address space, bytes of a file that is written.
+
+    `by`: what holds the program beside the limits: `kernel` (namespaces), `python` (the audit hook,
+    which clever code gets around), or both.
+    """
 
     seconds: float = 5.0
     memory: int = 512 << 20
     file_size: int = 1 << 20
+    by: str = "both"
 
     def check(self) -> None:
         """Refuse limits under which nothing could pass.
@@ -82,6 +89,7 @@ def judge(program: str, limits: Limits | None = None, *, parse_only: bool = Fals
             "seconds": limits.seconds,
             "memory": limits.memory,
             "file_size": limits.file_size,
+            "by": limits.by,
         }
     )
     with tempfile.TemporaryDirectory(prefix="apr-eval-", ignore_cleanup_errors=True) as folder:
@@ -91,7 +99,7 @@ def judge(program: str, limits: Limits | None = None, *, parse_only: bool = Fals
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=folder,
-            env={},
+            env={k: os.environ[k] for k in ("LD_LIBRARY_PATH",) if k in os.environ},
             start_new_session=True,
         )
         try:
@@ -133,6 +141,8 @@ def _watch(process: subprocess.Popen[bytes], request: bytes, limits: Limits) -> 
         if verdict in VERDICTS:
             return Outcome(verdict, detail, seconds, held)
         return Outcome("failed", "wrote into the report", seconds, held)
+    if lines.flooded:
+        return Outcome("failed", "wrote into the report", seconds, held)
     if not lines.ended:
         return Outcome("timed out", f"over {limits.seconds:g} s", seconds, held)
     with suppress(subprocess.TimeoutExpired):
@@ -162,6 +172,7 @@ class _Lines:
         self._descriptor = descriptor
         self._data = b""
         self.ended = False
+        self.flooded = False
 
     def read(self, seconds: float) -> bytes | None:
         """The next line, or None: not within `seconds`, or (`ended`) never."""
@@ -174,31 +185,63 @@ class _Lines:
                     return None
                 part = os.read(self._descriptor, 4096)
                 self._data += part
-                self.ended = not part or len(self._data) > _MOST
+                self.flooded = len(self._data) > _MOST
+                self.ended = not part or self.flooded
         line, mark, self._data = self._data.partition(b"\n")
         return line if mark else None
 
 
-def check_harness(limits: Limits) -> Mapping[str, str]:
-    """Prove on this machine that right passes and wrong fails; what holds the programs.
+_PROBES = (
+    ("assert 1 + 1 == 2", "passed"),
+    ("assert 1 + 1 == 3", "failed"),
+    ("def f(:", "syntax error"),
+    ("import socket; socket.create_connection(('127.0.0.1', PORT), 1)", "failed"),
+    ("import os; os.fork()", "failed"),
+    ("open(OUTSIDE, 'w')", "failed"),
+)
+
+
+def check_harness(limits: Limits | None = None, *, weak: bool = False) -> Mapping[str, str]:
+    """Prove on this machine that right passes, and that wrong and forbidden fails; what holds.
+
+    The kernel is tried alone, without Python's audit hook before it.
+
+    Args:
+        limits: of each program.
+        weak: go on with Python's audit hook alone where the kernel does not hold everything.
 
     Raises:
         InferenceError: it does not, so no figure would mean anything.
+        FeatureUnavailable: the kernel does not, and `weak` is not set.
     """
-    known: Iterable[tuple[str, str]] = (
-        ("assert 1 + 1 == 2\n", "passed"),
-        ("assert 1 + 1 == 3\n", "failed"),
-        ("def f(:\n", "syntax error"),
-    )
+    limits = limits or Limits()
+    level = judge("", limits).confinement["level"]
+    if level != KERNEL and not weak:
+        raise FeatureUnavailable(
+            "eval",
+            f"generated code cannot be confined here: {level}, the system has no namespaces for us",
+            "run it where `unshare -rn true` works, or accept that with --weak-confinement, "
+            "which the record states",
+        )
+    alone = replace(limits, by="kernel" if level == KERNEL else limits.by)
     held: Mapping[str, str] = {}
-    for program, expected in known:
-        outcome = judge(program, limits)
-        if outcome.verdict != expected:
-            raise InferenceError(
-                "confined process",
-                f"{program.strip()!r} came out as {outcome.verdict} ({outcome.detail}), "
-                f"not as {expected}",
-                "raise --time-limit or --memory-limit",
-            )
-        held = outcome.confinement
+    with (
+        tempfile.TemporaryDirectory(prefix="apr-probe-", ignore_cleanup_errors=True) as folder,
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
+        Path(folder).chmod(0o777)
+        outside = Path(folder, "file")
+        names = {"PORT": str(server.getsockname()[1]), "OUTSIDE": repr(str(outside))}
+        for program, expected in _PROBES:
+            for name, value in names.items():
+                program = program.replace(name, value)
+            outcome = judge(program, alone)
+            held = outcome.confinement
+            if outcome.verdict != expected or outside.exists():
+                raise InferenceError(
+                    "confined process",
+                    f"{program!r} came out as {outcome.verdict} ({outcome.detail}), not as "
+                    f"{expected}",
+                    "raise --time-limit or --memory-limit",
+                )
     return held

@@ -3,7 +3,8 @@
 Run by `apr.eval.confined` as a file of its own, isolated (`-I -S`), so it imports the standard
 library alone. First it locks itself in: namespaces without network, processes or writable files
 where the system allows it, resource limits, an unprivileged user, an audit hook that cannot be
-taken out again. What holds goes out on one line, the verdict on a second.
+taken out again. What holds goes out on one line, the verdict on a second. It guards against what
+models write by accident; a program that sets out to can forge its own verdict, not break out.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE = 442, -100, 0x8000
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS = 1, 8, 38
 CAP_DAC_READ_SEARCH = 2
 NOBODY = 65534
+KERNEL = "kernel"  # the level at which the system holds all of it; `apr.eval.confined` has it too
 FOLDER_BYTES = 16 << 20
 
 # Audit events of CPython that code under judgement has no use for, by the event's beginning.
 DENIED = (
-    "socket.", "subprocess.", "ctypes.", "pty.", "os.system", "os.exec", "os.fork", "os.posix_spawn",
-    "os.spawn", "os.kill", "signal.pthread_kill", "resource.setrlimit", "os.startfile",
-    "webbrowser.",
+    "socket.", "subprocess.", "ctypes.", "pty.", "os.system", "os.exec", "os.fork",
+    "os.posix_spawn", "os.spawn", "os.kill", "signal.pthread_kill", "resource.setrlimit",
+    "os.startfile", "webbrowser.",
 )  # fmt: skip
 # Events that change files: their first argument must lie in the working folder.
 CHANGING = (
@@ -49,22 +51,30 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
-    folder = os.getcwd()
-    held = _namespaces(folder) if sys.platform == "linux" else {}
+    folder = os.getcwd()  # noqa: PTH109
+    linux = sys.platform == "linux"
+    if linux:
+        _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    held = _namespaces(folder) if linux and request["by"] != "python" else {}
     child = os.fork()  # into the new process namespace: with this one's end all of it ends
     if child:
         os.close(out)
+        signal.alarm(math.ceil(request["seconds"]) + 60)  # should the parent be gone
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
         os._exit(code if code >= 0 else 128 - code)
     os.chdir(folder)  # the folder mounted there, where it is one
     _limits(request)
     held.update(_unprivileged(folder))
+    missing = [part for part in ("network", "processes", "files") if part not in held]
+    held["level"] = f"Python alone for {', '.join(missing)}" if missing else KERNEL
     held.setdefault("network", "sockets refused by Python's audit hook alone")
+    held.setdefault("processes", "forks refused by the limit and Python's audit hook")
     held.setdefault("files", "changes outside the folder refused by Python's audit hook alone")
     ballast = bytearray(1 << 20)  # so that a program out of memory can still be reported
     _send(out, held)
-    sys.addaudithook(_guard(os.path.realpath(folder)))
+    if request["by"] != "kernel":
+        sys.addaudithook(_guard(os.path.realpath(folder)))
     try:
         verdict, detail = _judge(request)
     except MemoryError:
@@ -176,14 +186,17 @@ def _unprivileged(folder: str) -> dict[str, str]:
     held = {"limits": "time, memory, file size, open files, no new processes", "user": "own"}
     linux = sys.platform == "linux"
     if os.geteuid() == 0:
-        if os.stat(folder).st_uid == 0:
+        if os.stat(folder).st_uid == 0:  # noqa: PTH116
             os.chmod(folder, 0o777)  # noqa: PTH101
         if linux:
             _call("prctl", PR_SET_KEEPCAPS, 1, 0, 0, 0)
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-        held["user"] = "nobody"
+        try:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            held["user"] = "nobody"
+        except OSError:
+            held["user"] = "root without its rights (no other user exists here)"
     if linux:
         try:
             with open(os.__file__, "rb"):  # noqa: PTH123

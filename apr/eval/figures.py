@@ -41,7 +41,7 @@ def mean(values: Floats) -> Estimate:
 
 
 def exponential(estimate: Estimate) -> Estimate:
-    """e to an estimate, to first order."""
+    """Exponential of an estimate, to first order."""
     try:
         value = math.exp(estimate.value)
     except OverflowError:
@@ -75,7 +75,7 @@ class Scores:
 
     @property
     def perplexity(self) -> Estimate:
-        """e to the nats per token."""
+        """Exponential of the nats per token."""
         return exponential(self.loss)
 
     @property
@@ -121,7 +121,9 @@ class Paired:
         out: dict[str, Any] = {name: e.to_json() for name, e in self.figures().items()}
         if self.divergence is not None:
             points = np.quantile(self.divergence, [0.5, 0.9, 0.99, 1.0])
-            out["kl_percentiles"] = dict(zip(("50", "90", "99", "max"), map(float, points)))
+            out["kl_percentiles"] = dict(
+                zip(("50", "90", "99", "max"), map(float, points), strict=True)
+            )
         return out
 
 

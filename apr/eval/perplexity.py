@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from apr.errors import InferenceError, StrPath, UsageError
 from apr.eval import chunks
 from apr.eval.figures import Estimate, Floats, Paired, Scores
+from apr.eval.loading import Loaded, Progress, load
 from apr.receipt import receipt
 
-if TYPE_CHECKING:
-    from apr.engine import Engine
-    from apr.formats.opened import OpenedModel
-    from apr.tokenizer import Tokenizer
-
-Progress = Callable[[str], None]
 _ROWS = 64  # rows of logits that are widened to float64 at once
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model that is evaluated."""
-
-    model: OpenedModel
-    engine: Engine
-    tokenizer: Tokenizer
-    sha256: str
-
-    def to_json(self) -> dict[str, Any]:
-        """What it is and how it computed."""
-        return {
-            "model": str(self.model.path),
-            "format": self.model.format,
-            "size_bytes": self.model.size_bytes,
-            "model_sha256": self.sha256,
-            "architecture": self.model.architecture.family,
-            "engine": self.engine.plan.to_json(),
-        }
 
 
 @dataclass(frozen=True)
@@ -54,6 +26,7 @@ class Row:
     context: int
     chunks: int
     tokens_read: int
+    tokens_sha256: str
     documents: int
     scores: Scores
     against: Scores | None = None
@@ -83,6 +56,7 @@ class Row:
             "chunks": self.chunks,
             "documents": self.documents,
             "tokens_read": self.tokens_read,
+            "tokens_sha256": self.tokens_sha256,
             **self.scores.to_json(),
         }
         difference = self.bits_per_byte_difference
@@ -113,29 +87,6 @@ class Record:
             "notes": list(self.notes),
             "receipt": dict(self.receipt),
         }
-
-
-def load(
-    path: StrPath,
-    device: str | None = None,
-    dtype: str | None = None,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> Loaded:
-    """A model that can be evaluated: with an engine, a tokenizer and its hash.
-
-    Raises:
-        NotFound, InvalidFormat, ModelLoadError, FeatureUnavailable: it could not be loaded.
-    """
-    from apr import engine
-    from apr.formats import open_model
-
-    if progress is not None:
-        progress(f"loading {path}")
-    model = open_model(path)
-    tokenizer = model.require_tokenizer()
-    loaded = engine.load(model, device, dtype, threads)
-    return Loaded(model, loaded, tokenizer, _sha256(Path(path)))
 
 
 def perplexity(
@@ -188,6 +139,11 @@ def perplexity(
     rows = []
     for name in datasets:
         text = chunks.read(name, ours.tokenizer, size, most_chunks, text_key)
+        if text.report.cuts:
+            notes.append(
+                f"{name} is so long that it was tokenized in {text.report.cuts + 1} pieces, cut at "
+                "line borders; llama-perplexity tokenizes it whole"
+            )
         if other is None:
             rows.append(_row(text, _scores(ours, text, progress)))
         elif same:
@@ -237,6 +193,7 @@ def _row(text: chunks.Text, scores: Scores, *others: Any) -> Row:
         text.context,
         len(text.chunks),
         text.tokens_read,
+        text.sha256,
         text.report.documents,
         scores,
         *others,
@@ -328,16 +285,3 @@ def _say(progress: Progress | None, text: chunks.Text, number: int, nats: list[F
     if progress is not None:
         sofar = math.exp(min(sum(float(n.sum()) for n in nats) / sum(map(len, nats)), 700))
         progress(f"{text.name}: chunk {number + 1}/{len(text.chunks)}, perplexity {sofar:.4f}")
-
-
-def _sha256(path: Path) -> str:
-    """As in bench: of a file; of a folder, over the sorted lines `sha256  name`."""
-    if path.is_dir():
-        lines = [
-            f"{_sha256(p)}  {p.name}\n"
-            for p in sorted(path.iterdir())
-            if p.is_file() and not p.name.startswith(".")
-        ]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
