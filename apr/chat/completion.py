@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr import receipt
-from apr.errors import InferenceError, InvalidFormat, ModelLoadError, NotFound, UsageError
+from apr.chat.unknown import check_known
+from apr.errors import InferenceError, InvalidFormat, NotFound, UsageError
 
 if TYPE_CHECKING:
+    from apr.chat.opening import TextModel
     from apr.engine import Engine, Generation, Sampling
     from apr.tokenizer import Tokenizer
 
@@ -46,8 +48,8 @@ class Completion:
         }
 
 
-def read_prompt(argument: str | None, file: Path | None) -> str:
-    """The prompt's text, to the byte: an argument, a file, or stdin for `-`.
+def read_prompt(argument: str | None, file: Path | None, how: str = _HOW) -> str:
+    """The prompt's text, to the byte: an argument, a file, or stdin for `-`; `how` is said of it.
 
     Raises:
         UsageError: there is none, there are two, or it is empty.
@@ -56,7 +58,7 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
     """
     if (argument is None) == (file is None):
         what = "there is none" if argument is None else "is given twice, as text and as --file"
-        raise UsageError("prompt", what, _HOW)
+        raise UsageError("prompt", what, how)
     try:
         if file is not None:
             where, text = str(file), file.read_bytes().decode("utf-8")
@@ -69,7 +71,7 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
     except OSError as error:
         raise NotFound(file or "stdin", f"cannot be read: {error.strerror or error}") from error
     if not text:
-        raise UsageError(where, "the prompt is empty", _HOW)
+        raise UsageError(where, "the prompt is empty", how)
     return text
 
 
@@ -102,21 +104,6 @@ def with_seed(sampling: Sampling) -> Sampling:
     return {**sampling, "seed": secrets.randbits(32)}
 
 
-def tokenizer_of(engine: Engine, path: Path) -> Tokenizer:
-    """The engine's tokenizer.
-
-    Raises:
-        ModelLoadError: its file has none.
-    """
-    if engine.tokenizer is None:
-        raise ModelLoadError(
-            path,
-            "has no embedded tokenizer, so text cannot be read or written",
-            "write the file again with its tokenizer: apr import",
-        )
-    return engine.tokenizer
-
-
 def room(engine: Engine, prompt: int, asked: int | None, default: int) -> int | None:
     """Tokens to ask the engine for: `asked`, or `default` as far as the context allows (None)."""
     if asked is not None:
@@ -125,41 +112,51 @@ def room(engine: Engine, prompt: int, asked: int | None, default: int) -> int | 
 
 
 def complete(
-    engine: Engine,
-    path: Path,
+    model: TextModel,
     text: str,
     *,
     max_tokens: int | None = None,
     raw: bool = False,
+    allow_unknown: bool = False,
+    ignore_eos: bool = False,
     stop_strings: Sequence[str] = (),
     sampling: Sampling | None = None,
     on_text: Callable[[str], None] | None = None,
 ) -> Completion:
-    """Continue a text.
+    """Continue a text. Ctrl-C ends it early: `stop_reason` is `interrupted` then.
 
     Args:
-        engine: the loaded model.
-        path: what errors and the result call it.
+        model: see `open_text_model`.
         text: the prompt, at least one token.
         max_tokens: None takes 256, or fewer where the context ends.
         raw: without what the tokenizer's template adds.
+        allow_unknown: characters that the tokenizer has no token for are no error.
+        ignore_eos: end tokens do not end the text.
         stop_strings: the text ends before the first of them.
         sampling: settings of `Sampler`; greedy by default. A missing seed is drawn and recorded.
         on_text: called with each piece of the text as soon as it is certain.
 
     Raises:
-        ModelLoadError: the model has no tokenizer.
-        InferenceError, UsageError: see `Engine.generate`.
+        InferenceError, UsageError: see `Engine.generate` and `check_known`.
     """
-    from apr.engine import TextStream
+    from apr.engine import GenerationStopped, TextStream
 
-    tokenizer = tokenizer_of(engine, path)
+    engine, tokenizer = model.engine, model.tokenizer
+    if not allow_unknown:
+        check_known(tokenizer, text)
     ids, notes = prompt_ids(tokenizer, text, raw=raw)
     if not ids:
         raise InferenceError("prompt", "has no tokens", "write some text")
     settings = with_seed(sampling or {})
     stream = TextStream(tokenizer, stop_strings=stop_strings, on_text=on_text)
-    generation = engine.generate(
-        ids, room(engine, len(ids), max_tokens, MAX_TOKENS), stream=stream, **settings
-    )
-    return Completion(str(path), ids, generation, settings, engine.plan.to_json(), notes)
+    try:
+        generation = engine.generate(
+            ids,
+            room(engine, len(ids), max_tokens, MAX_TOKENS),
+            stop_ids=() if ignore_eos else None,
+            stream=stream,
+            **settings,
+        )
+    except GenerationStopped as stopped:
+        generation = stopped.generations[0]
+    return Completion(str(model.path), ids, generation, settings, engine.plan.to_json(), notes)

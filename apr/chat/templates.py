@@ -77,7 +77,7 @@ class ChatTemplate:
             raise ModelLoadError(
                 model,
                 "has no chat template",
-                "choose one: --template chatml or --template FILE; apr run continues plain text",
+                "choose one: --template chatml or --template FILE (apr run continues plain text)",
             )
         return cls(tokenizer.chat_template, special, f"{model}: chat template")
 
@@ -144,7 +144,8 @@ class ChatTemplate:
         from jinja2.exceptions import TemplateSyntaxError
 
         try:
-            return _environment().from_string(self.source)
+            template: Template = _environment().from_string(self.source)
+            return template
         except TemplateSyntaxError as error:
             raise InvalidFormat(
                 self.where,
@@ -213,7 +214,8 @@ def _environment() -> Any:
         raise_exception=raise_exception,
         strftime_now=lambda form: datetime.now().strftime(form),
         namespace=namespace,
-        dict=lambda *args, **values: dict(*args, **values),
+        # A function, so that no template holds a class of Python.
+        dict=lambda *args, **values: dict(*args, **values),  # noqa: PLW0108
     )
     return environment
 

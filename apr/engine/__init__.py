@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from apr.engine.engine import Engine, Session, load
 from apr.engine.generation import Generation
+from apr.engine.loop import GenerationStopped
 from apr.engine.plan import Plan
 from apr.engine.sampling import Sampler, Sampling
 from apr.engine.streaming import StreamDecoder, TextStream
 
 __all__ = [
-    "Engine", "Generation", "Plan", "Sampler", "Sampling", "Session", "StreamDecoder", "TextStream",
-    "load",
+    "Engine", "Generation", "GenerationStopped", "Plan", "Sampler", "Sampling", "Session",
+    "StreamDecoder", "TextStream", "load",
 ]  # fmt: skip

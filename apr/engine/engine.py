@@ -6,7 +6,6 @@ Logits come out as float32 numpy arrays whatever the model computes in. All comp
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -18,14 +17,16 @@ import torch
 from apr import receipt
 from apr.architecture import Architecture
 from apr.device import pick_device
+from apr.engine import loop
 from apr.engine.generation import Generation
+from apr.engine.loop import Writing
 from apr.engine.plan import Plan, choose_dtype, stored_types
 from apr.engine.sampling import Sampler, Sampling
 from apr.engine.streaming import TextStream
 from apr.engine.weights import build
 from apr.errors import AprError, InferenceError, StrPath, UsageError
 from apr.formats.opened import OpenedModel
-from apr.model.cache import KVCache
+from apr.model.cache import CacheRows, KVCache
 from apr.model.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -64,6 +65,16 @@ class Session:
     def decode(self, token_id: int) -> Logits:
         """Process one further token; the logits after it, `[vocab]`. Errors as `prefill`."""
         return self.prefill([token_id])
+
+    @staticmethod
+    def decode_together(engine: Engine, sessions: Sequence[Session], ids: Sequence[int]) -> Logits:
+        """See `Engine.decode_batch`."""
+        if any(engine.forgets(session.length, 1) for session in sessions):
+            return np.stack([s.decode(id) for s, id in zip(sessions, ids, strict=True)])
+        logits = engine.run_rows(ids, CacheRows([session._cache for session in sessions]))
+        for session, id in zip(sessions, ids, strict=True):
+            session._ids.append(id)
+        return logits
 
 
 class Engine:
@@ -107,6 +118,14 @@ class Engine:
         """A new, empty sequence."""
         return Session(self)
 
+    def decode_batch(self, sessions: Sequence[Session], ids: Sequence[int]) -> Logits:
+        """Process one further token of each session in one step; logits `[sessions, vocab]`.
+
+        Raises:
+            InferenceError: as `Session.decode`, for any of them; then none has moved on.
+        """
+        return Session.decode_together(self, sessions, ids)
+
     def synchronize(self) -> None:
         """Wait until the device has done all it was given (before a clock is read)."""
         if self.device.type == "cuda":
@@ -115,13 +134,26 @@ class Engine:
     def run(self, ids: Sequence[int], cache: KVCache | None, *, last: int | None = None) -> Logits:
         """Logits of a pass, `[len, vocab]`, or of its `last` positions alone, `[last, vocab]`."""
         self._check(ids, 0 if cache is None else cache.length)
+        logits: Logits = self._compute([list(ids)], cache, last)[0]
+        return logits
+
+    def run_rows(self, ids: Sequence[int], rows: CacheRows) -> Logits:
+        """Logits after one further token of each row, `[rows, vocab]`."""
+        for id, row in zip(ids, rows.rows, strict=True):
+            self._check([id], row.length)
+        return self._compute([[id] for id in ids], rows)[:, 0]
+
+    def _compute(
+        self, ids: list[list[int]], cache: KVCache | CacheRows | None, last: int | None = None
+    ) -> Logits:
+        """Logits `[batch, len, vocab]` of ids `[batch, len]`."""
         with torch.inference_mode():
             try:
-                batch = torch.tensor([list(ids)], dtype=torch.int64, device=self.device)
+                batch = torch.tensor(ids, dtype=torch.int64, device=self.device)
                 hidden = self._decoder.hidden(batch, cache)
                 if last is not None:
                     hidden = hidden[:, -last:]
-                logits = self._decoder.logits(hidden)[0].float().cpu()
+                logits = self._decoder.logits(hidden).float().cpu()
             except AprError:
                 raise
             except (RuntimeError, MemoryError) as error:
@@ -161,64 +193,62 @@ class Engine:
             InferenceError: the context would be exceeded (before anything is computed), ids are
                 outside the vocabulary, or the logits are not finite.
             UsageError: a sampling setting is outside its range.
+            GenerationStopped: Ctrl-C came; it carries what there was.
         """
-        sampler = Sampler(**sampling)
-        sampler.start(prompt_ids)
-        stops = set(self.stop_ids if stop_ids is None else stop_ids)
-        room = self._room(len(prompt_ids), max_tokens)
         session = self.session() if session is None else session
-        cached = session.length
-        start = time.perf_counter()
-        logits = session.prefill(prompt_ids[cached:])
-        prefilled = time.perf_counter()
-        token = sampler(logits)
-        first = time.perf_counter()
-        ids: list[int] = []
-        steps, stop_id = 0, None
-        while True:
-            if token in stops:
-                stop_id = token
-                break
-            ids.append(token)
-            if on_token is not None:
-                on_token(token)
-            if (stream is not None and not stream.feed(token)) or len(ids) == room:
-                break
-            token = sampler(session.decode(token))
-            steps += 1
-        if stream is not None:
-            stream.finish()
-        end = time.perf_counter()
-        stop_string = None if stream is None else stream.stop_string
-        stopped = stop_id is not None or stop_string is not None
-        return Generation(
-            ids=ids,
-            prompt_tokens=len(prompt_ids),
-            prefill_seconds=prefilled - start,
-            decode_seconds=end - first,
-            decode_steps=steps,
-            time_to_first_token=first - start,
-            stop_reason="stop" if stopped else "context" if max_tokens is None else "length",
-            stop_id=stop_id,
-            stop_string=stop_string,
-            text=None if stream is None else stream.text,
-            cached_tokens=cached,
+        writing = Writing(
+            prompt_ids,
+            Sampler(**sampling),
+            cached=session.length,
+            room=loop.room(self.context, len(prompt_ids), max_tokens),
+            bounded=max_tokens is not None,
+            stops=frozenset(self.stop_ids if stop_ids is None else stop_ids),
+            on_token=on_token,
+            stream=stream,
         )
+        return loop.write(session, prompt_ids, writing)
 
-    def _room(self, prompt: int, asked: int | None) -> int:
-        """How many tokens may follow a prompt; the last of them is not fed back."""
-        if asked is not None and asked < 1:
-            raise UsageError("max_tokens", f"{asked} is less than 1", "write 1 or more")
-        needed = prompt + (asked or 1) - 1
-        if needed > self.context:
-            new = "" if asked is None else f" and {asked} new ones need {needed} positions"
-            raise InferenceError(
-                "context",
-                f"{prompt} prompt tokens{new or ' are too many'}, the model's context has "
-                f"{self.context}",
-                "use a shorter prompt" + (" or generate fewer tokens" if new else ""),
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int | None,
+        *,
+        stop_ids: Collection[int] | None = None,
+        streams: Sequence[TextStream] | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> list[Generation]:
+        """Continue several prompts, of any lengths, in lockstep: a decode step reads the weights
+        once for all of them.
+
+        The settings are those of `generate`; each text is the one that `generate` gives for its
+        prompt alone, where the n-th prompt's seed is `seed + n`.
+
+        Raises:
+            GenerationStopped, InferenceError, UsageError: see `generate`.
+        """
+        first = sampling.get("seed", 0)
+        settings: list[Sampling] = [{**sampling, "seed": first + n} for n in range(len(prompts))]
+        stops = frozenset(self.stop_ids if stop_ids is None else stop_ids)
+        rooms = [loop.room(self.context, len(prompt), max_tokens) for prompt in prompts]
+        sessions = [self.session() for _ in prompts]
+        writings = [
+            Writing(
+                prompt,
+                Sampler(**settings[number]),
+                cached=0,
+                room=rooms[number],
+                bounded=max_tokens is not None,
+                stops=stops,
+                on_token=None,
+                stream=None if streams is None else streams[number],
             )
-        return self.context - prompt + 1 if asked is None else asked
+            for number, prompt in enumerate(prompts)
+        ]
+
+        def step(numbers: Sequence[int], ids: Sequence[int]) -> Logits:
+            return self.decode_batch([sessions[number] for number in numbers], ids)
+
+        return loop.write_together(sessions, prompts, writings, step)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

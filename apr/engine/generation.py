@@ -11,10 +11,11 @@ class Generation:
     """What was generated. `ids` leave out prompt and stop token; times are wall-clock seconds.
 
     `prefill_seconds` runs to the prompt's last logits, `decode_seconds` over the `decode_steps`
-    after it. `stop_reason`: `stop` (a stop token came, `stop_id`, or a stop string, `stop_string`,
-    whose tokens are among the `ids` but not in the `text`), `length` (as many as asked for), or
-    `context` (the model's context is full). `text` is None where no stream was given.
-    `cached_tokens` of the prompt were in the session already.
+    after it, which a batch shares. `time_to_first_token` counts from the call, also in a batch, and
+    is None where no token came. `cached_tokens` of the prompt were in the session already.
+    `text` is None where no stream was given. `stop_reason`: `stop` (a stop token came, `stop_id`,
+    or a stop string, `stop_string`, whose tokens are among the `ids` but not in the `text`),
+    `length` (as many as asked for), `context` (the model's is full), `interrupted` (Ctrl-C).
     """
 
     ids: list[int]
@@ -22,7 +23,7 @@ class Generation:
     prefill_seconds: float
     decode_seconds: float
     decode_steps: int
-    time_to_first_token: float
+    time_to_first_token: float | None
     stop_reason: str
     stop_id: int | None = None
     stop_string: str | None = None
@@ -39,6 +40,28 @@ class Generation:
     def decode_tokens_per_second(self) -> float:
         """Decode steps per second; 0 if there was none."""
         return self.decode_steps / self.decode_seconds if self.decode_seconds else 0.0
+
+    def __str__(self) -> str:
+        new = self.prompt_tokens - self.cached_tokens
+        cached = f" ({self.cached_tokens} more from the cache)" if self.cached_tokens else ""
+        first = self.time_to_first_token
+        after = "no token came" if first is None else f"first token after {first:.3f} s"
+        return (
+            f"{new} prompt tokens{cached} in {self.prefill_seconds:.3f} s, "
+            f"{self.prefill_tokens_per_second:.1f} tok/s; "
+            f"{len(self.ids)} generated, {self.decode_steps} steps in {self.decode_seconds:.3f} s, "
+            f"{self.decode_tokens_per_second:.1f} tok/s; {after}; ended by {self.ending}"
+        )
+
+    @property
+    def ending(self) -> str:
+        """Why it ended, in words."""
+        if self.stop_id is not None:
+            return f"end token {self.stop_id}"
+        if self.stop_string is not None:
+            return f"stop string {self.stop_string!r}"
+        words = {"length": "the token limit", "context": "the model's context"}
+        return words.get(self.stop_reason, "the user")
 
     def statistics(self) -> dict[str, Any]:
         """All but ids and text, with both rates (tok/s), as JSON-ready values."""
