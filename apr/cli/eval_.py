@@ -11,11 +11,16 @@ from apr.errors import UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-_OF_TEXT = {"against": "--against", "context": "--context", "chunks": "--chunks"}
+_OF_TEXT = ("against", "context", "chunks", "text_key")
+_OF_TASKS = (
+    "samples", "k", "problems", "max_tokens", "temperature", "top_p", "seed", "time_limit",
+    "memory_limit", "weak", "floor",
+)  # fmt: skip
 
 
 @app.command()
 def eval_(
+    context_: typer.Context,
     model: Path = typer.Argument(..., help="An .apr file, a .gguf file or a Hugging Face folder."),
     dataset: list[str] = typer.Option(
         [], "--dataset", help="Text: files, folders, globs; repeatable. A task: its JSONL file."
@@ -76,13 +81,11 @@ def eval_(
 
     if output is not None:
         refuse_existing(output, force)
+    _refuse(context_, _OF_TASKS if task == "perplexity" else _OF_TEXT, task)
     errors = Console(stderr=True)
-    common = {"device": device, "dtype": dtype, "threads": threads}
     record: judge.Record | judge.CodeRecord
     with errors.status("reading") as status:
         if task == "perplexity":
-            if floor is not None:
-                raise UsageError("--floor", "holds for tasks of code", "add --task humaneval, say")
             record = judge.perplexity(
                 model,
                 dataset,
@@ -90,21 +93,15 @@ def eval_(
                 context=context,
                 most_chunks=chunks,
                 text_key=text_key,
+                device=device,
+                dtype=dtype,
+                threads=threads,
                 progress=status.update,
-                **common,
             )
         else:
-            given = {"against": against, "context": context, "chunks": chunks}
-            for name, value in given.items():
-                if value is not None:
-                    raise UsageError(_OF_TEXT[name], f"does not go with --task {task}", "leave it")
-            if len(dataset) != 1:
-                raise UsageError(
-                    "--dataset", f"--task {task} takes one file, {len(dataset)} were given"
-                )
             record = judge.evaluate(
                 model,
-                dataset[0],
+                dataset,
                 task,
                 sampling=judge.Sampling(samples, max_tokens, temperature, top_p, seed),
                 ks=k,
@@ -112,8 +109,10 @@ def eval_(
                 limits=judge.Limits(time_limit, memory_limit << 20),
                 weak=weak,
                 floor=floor,
+                device=device,
+                dtype=dtype,
+                threads=threads,
                 progress=status.update,
-                **common,
             )
     text = json.dumps(record.to_json(), allow_nan=False)
     if output is not None:
@@ -129,3 +128,13 @@ def eval_(
             style="", markup=False, soft_wrap=True,
         )  # fmt: skip
         raise typer.Exit(5)
+
+
+def _refuse(context: typer.Context, names: tuple[str, ...], task: str) -> None:
+    """Flags of the other kind of task would be without effect: an error."""
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in names and source is not None and source.name == "COMMANDLINE":
+            raise UsageError(
+                option.opts[0], f"has no effect on --task {task}", "leave it out, or change --task"
+            )

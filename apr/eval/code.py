@@ -62,7 +62,7 @@ class Sampling:
 
 def evaluate(
     path: StrPath,
-    dataset: str,
+    datasets: Sequence[str],
     task: str,
     *,
     sampling: Sampling | None = None,
@@ -80,7 +80,7 @@ def evaluate(
 
     Args:
         path: an `.apr` file, a GGUF file or a Hugging Face folder.
-        dataset: a `.jsonl` or `.jsonl.gz` file of problems.
+        datasets: the one `.jsonl` or `.jsonl.gz` file of problems.
         task: one of `TASKS`.
         sampling: default: one greedy completion of each problem.
         ks: the k of pass@k; empty: those of 1, 10, 100 that the samples allow.
@@ -105,6 +105,13 @@ def evaluate(
         raise UsageError("--task", f"{task!r} is unknown", f"write {' or '.join(TASKS)}")
     if floor is not None and not 0 < floor <= 1:
         raise UsageError("--floor", f"{floor:g} is no share", "write 0.3 for 30 %, say")
+    if len(datasets) != 1:
+        raise UsageError(
+            "--dataset",
+            f"{task} takes one file of problems, {len(datasets)} were given",
+            "write --dataset HumanEval.jsonl.gz, say",
+        )
+    dataset = datasets[0]
     sampling.check()
     limits.check()
     wanted = passing.check_ks(ks, sampling.samples)
