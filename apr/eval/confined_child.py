@@ -66,10 +66,12 @@ def main() -> None:
     os.chdir(folder)  # the folder mounted there, where it is one
     _limits(request)
     held.update(_unprivileged(folder))
+    if _forks_are_refused():
+        held["processes"] = "no new ones (limit)"
     missing = [part for part in ("network", "processes", "files") if part not in held]
     held["level"] = f"Python alone for {', '.join(missing)}" if missing else KERNEL
     held.setdefault("network", "sockets refused by Python's audit hook alone")
-    held.setdefault("processes", "forks refused by the limit and Python's audit hook")
+    held.setdefault("processes", "forks refused by Python's audit hook alone")
     held.setdefault("files", "changes outside the folder refused by Python's audit hook alone")
     ballast = bytearray(1 << 20)  # so that a program out of memory can still be reported
     _send(out, held)
@@ -147,7 +149,6 @@ def _namespaces(folder: str) -> dict[str, str]:
     except (OSError, AttributeError):
         return held
     held["network"] = "none (own network namespace)"
-    held["processes"] = "own process namespace"
     try:
         _call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
         attributes = (ctypes.c_uint64 * 4)(1 | 2, 0, 0, 0)  # read-only, no set-uid
@@ -183,7 +184,7 @@ def _unprivileged(folder: str) -> dict[str, str]:
     Root becomes `nobody`, for whom RLIMIT_NPROC counts; it keeps the right to read where Python's
     own library lies in a folder of root's.
     """
-    held = {"limits": "time, memory, file size, open files, no new processes", "user": "own"}
+    held = {"limits": "time, memory, file size, open files", "user": "own"}
     linux = sys.platform == "linux"
     if os.geteuid() == 0:
         if os.stat(folder).st_uid == 0:  # noqa: PTH116
@@ -209,6 +210,18 @@ def _unprivileged(folder: str) -> dict[str, str]:
         _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     return held
+
+
+def _forks_are_refused() -> bool:
+    """Whether the limit on processes holds; it does not for a user that is the system's root."""
+    try:
+        child = os.fork()
+    except OSError:
+        return True
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    return False
 
 
 def _guard(folder: str) -> Any:

