@@ -102,7 +102,9 @@ def evaluate(
     """
     sampling, limits = sampling or Sampling(), limits or Limits()
     if task not in TASKS:
-        raise UsageError("--task", f"{task!r} is unknown", f"write {' or '.join(TASKS)}")
+        raise UsageError(
+            "--task", f"{task!r} is unknown", f"write perplexity, {' or '.join(TASKS)}"
+        )
     if floor is not None and not 0 < floor <= 1:
         raise UsageError("--floor", f"{floor:g} is no share", "write 0.3 for 30 %, say")
     if len(datasets) != 1:
