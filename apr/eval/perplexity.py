@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from apr.data.files import find_files
+from apr.data.report import SourceReport
 from apr.errors import InferenceError, StrPath, UsageError
 from apr.eval import chunks
 from apr.eval.figures import Estimate, Floats, Paired, Scores
@@ -126,6 +129,7 @@ def perplexity(
         raise UsageError("--dataset", "is missing", "name a file or folder of text")
     if most_chunks is not None and most_chunks < 1:
         raise UsageError("--chunks", f"{most_chunks} is less than 1", "leave it out to take all")
+    find_files(datasets, SourceReport())  # before a large model is loaded
     ours = load(path, device, dtype, threads, progress)
     other = None if against is None else load(against, device, dtype, threads, progress)
     both = [ours] if other is None else [ours, other]
@@ -136,22 +140,25 @@ def perplexity(
             "the tokenizers differ: each model has its own chunks, bits per byte alone compare, "
             "and the difference is not paired"
         )
-    rows = []
-    for name in datasets:
-        text = chunks.read(name, ours.tokenizer, size, most_chunks, text_key)
+    # All is read before anything is computed, so that an error in the last text costs no hours.
+    read = partial(chunks.read, context=size, most=most_chunks, text_key=text_key)
+    texts = [read(name, ours.tokenizer) for name in datasets]
+    seconds = [] if other is None or same else [read(n, other.tokenizer) for n in datasets]
+    for text in texts:
         if text.report.cuts:
             notes.append(
-                f"{name} is so long that it was tokenized in {text.report.cuts + 1} pieces, cut at "
-                "line borders; llama-perplexity tokenizes it whole"
+                f"{text.name} is so long that it was tokenized in {text.report.cuts + 1} pieces, "
+                "cut at line borders; llama-perplexity tokenizes it whole"
             )
+    rows = []
+    for number, text in enumerate(texts):
         if other is None:
             rows.append(_row(text, _scores(ours, text, progress)))
         elif same:
-            scores, theirs, paired = _pairs(ours, other, text, progress)
-            rows.append(_row(text, scores, theirs, paired))
+            rows.append(_row(text, *_pairs(ours, other, text, progress)))
         else:
-            second = chunks.read(name, other.tokenizer, size, most_chunks, text_key)
-            rows.append(_row(text, _scores(ours, text, progress), _scores(other, second, progress)))
+            theirs = _scores(other, seconds[number], progress)
+            rows.append(_row(text, _scores(ours, text, progress), theirs))
     if other is not None and same and rows[0].paired and rows[0].paired.divergence is None:
         notes.append("the vocabularies differ in size: no KL divergence, no top-1 agreement")
     return Record(
