@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 
-from apr.formats.gguf_writer import write_container
+from apr.formats.gguf_container import write_container
 from apr.tokenizer import Tokenizer, train
 from apr.tokenizer.pretokenizers import offered, rules
 

@@ -142,8 +142,10 @@ class Conversation:
                 f"{self._engine.context}",
                 "ask with fewer words, or begin anew: /clear",
             )
-        known = self._processed
-        if session is None or len(known) >= len(ids) or ids[: len(known)] != known:
+        # What was said may be split into other tokens when it is read: from there on it is new.
+        # One token at least is processed, for its logits.
+        known = _common(self._processed, ids[:-1])
+        if session is None or not known or not session.rewind(known):
             session = self._engine.session()
         generation = self._engine.generate(
             ids,
@@ -213,3 +215,11 @@ class Conversation:
                 "the model's chat template leaves it out",
                 "put it into the first question, or choose another --template",
             )
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    for number, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return number
+    return min(len(first), len(second))

@@ -50,9 +50,9 @@ class Screen:
         """Show a further piece at once."""
         if not piece:
             return
+        self._at_line_start = piece.endswith("\n")  # first: Ctrl-C may come while it is written
         self._out.write(visible(piece) if self.is_terminal else piece)
         self._out.flush()
-        self._at_line_start = piece.endswith("\n")
 
     def end(self) -> None:
         """The text is over: what follows on a terminal begins a line of its own."""

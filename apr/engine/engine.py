@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from apr import receipt
+from apr import receipt, rope
 from apr.architecture import Architecture
 from apr.device import pick_device
 from apr.engine import loop
@@ -65,6 +65,17 @@ class Session:
     def decode(self, token_id: int) -> Logits:
         """Process one further token; the logits after it, `[vocab]`. Errors as `prefill`."""
         return self.prefill([token_id])
+
+    def rewind(self, length: int) -> bool:
+        """Forget all but the first `length` tokens; False, and nothing is forgotten, where the
+        cache would not be the one that those tokens alone give (angles that follow the length).
+        """
+        scaling = self._engine.architecture.rope_scaling or {}
+        if length > self.length or scaling.get("rope_type") in rope.BY_LENGTH:
+            return False
+        self._cache.length = length
+        del self._ids[length:]
+        return True
 
     @staticmethod
     def decode_together(engine: Engine, sessions: Sequence[Session], ids: Sequence[int]) -> Logits:

@@ -1,6 +1,6 @@
 """Model families, one short file each, looked up by the file's name.
 
-A family module has the same four functions in every file:
+A family module has the same four functions in every file, its own or a shared one under that name:
 
 - `from_hf(config, where) -> Architecture` and `to_hf(architecture) -> dict`: a Hugging Face config
 - `from_gguf(fields, where) -> Architecture` and `to_gguf(architecture) -> dict`: GGUF metadata,
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
-from apr.families import obstacles, rotary
+from apr.families import obstacles, rotary_obstacles
 from apr.families.obstacles import Obstacle
 
 if TYPE_CHECKING:
@@ -172,15 +172,14 @@ def as_opened_from_gguf(architecture: Architecture) -> Architecture:
 def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
     """What this model does that no GGUF of its family can say to llama.cpp; empty if nothing."""
     own = getattr(by_name(architecture.family), "gguf_obstacles", None)
-    out = obstacles.shared(architecture)
-    out += [Obstacle("rope_scaling", *found) for found in rotary.gguf_obstacles(architecture)]
+    out = obstacles.shared(architecture) + rotary_obstacles.obstacles(architecture)
     return out + (own(architecture) if own else [])
 
 
 def gguf_caveats(architecture: Architecture) -> list[str]:
     """What whoever loads the GGUF must know to get the same logits; a sentence each."""
     own = getattr(by_name(architecture.family), "gguf_caveats", None)
-    return rotary.gguf_caveats(architecture) + (own(architecture) if own else [])
+    return rotary_obstacles.caveats(architecture) + (own(architecture) if own else [])
 
 
 def writes_tied_head(architecture: Architecture) -> bool:

@@ -14,7 +14,6 @@ from typing import Any
 from apr.architecture import Architecture
 from apr.errors import GateFailed, InvalidFormat, StrPath
 from apr.families import latent, latent_gguf
-from apr.families.obstacles import Obstacle
 
 # DeepseekV2Config's defaults; it has none of use for num_experts_per_tok (null).
 _DEFAULTS = {
@@ -34,15 +33,9 @@ def from_hf(config: Mapping[str, Any], where: StrPath) -> Architecture:
         InvalidFormat: as there, or another topk_method, or groups that do not fit it.
     """
     method = config.get("topk_method", GREEDY)
-    groups: Any = 1
-    chosen: Any = 1
-    if method == GROUPED:
-        groups, chosen = config.get("n_group"), config.get("topk_group")
-        for key, value in (("n_group", groups), ("topk_group", chosen)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidFormat(where, f"{key} is {value!r}, not a number of groups")
-    elif method != GREEDY:
+    if method not in (GREEDY, GROUPED):
         raise InvalidFormat(where, f"topk_method is {method!r}, not {GREEDY} or {GROUPED}")
+    groups = latent.groups(config, where) if method == GROUPED else {}
     return latent.from_hf(
         config,
         where,
@@ -50,7 +43,7 @@ def from_hf(config: Mapping[str, Any], where: StrPath) -> Architecture:
         defaults=_DEFAULTS,
         fixed={"scoring_func": "softmax"},
         layers=latent.dense_first(config, where, 0),
-        own={"num_expert_groups": groups, "topk_groups": chosen, "rope_interleave": True},
+        own={**groups, "rope_interleave": True},
     )
 
 
@@ -92,12 +85,7 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
         InvalidFormat: as `latent_gguf.from_gguf`, or the chosen weights are to sum to one, which no
             DeepSeek-V2 of transformers' does.
     """
-    architecture = latent_gguf.from_gguf(
-        fields,
-        where,
-        "deepseek_v2",
-        attention_bias="blk.0.attn_kv_a_mqa.bias" in fields.get("tensors", ()),
-    )
+    architecture = latent_gguf.from_gguf(fields, where, "deepseek_v2")
     if fields.get("expert_weights_norm"):
         raise InvalidFormat(
             where, "deepseek2.expert_weights_norm with a softmax router is not supported"
@@ -116,11 +104,5 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
     return out
 
 
-def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
-    """What llama.cpp's `deepseek2` does not compute."""
-    return latent_gguf.gguf_obstacles(architecture)
-
-
-def gguf_caveats(architecture: Architecture) -> list[str]:
-    """What llama.cpp's `deepseek2` computes nearly."""
-    return latent_gguf.gguf_caveats(architecture)
+gguf_obstacles = latent_gguf.gguf_obstacles
+gguf_caveats = latent_gguf.gguf_caveats

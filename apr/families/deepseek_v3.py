@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from apr.architecture import Architecture
-from apr.errors import InvalidFormat, StrPath
+from apr.errors import StrPath
 from apr.families import latent, latent_gguf
-from apr.families.obstacles import Obstacle
 
 # DeepseekV3Config's defaults, for what no tensor's shape can tell and no model could guess wrong
 # without being told: sizes are errors, as everywhere.
@@ -52,16 +51,11 @@ def sigmoid_router(
         InvalidFormat: groups that transformers could not form.
     """
     values = {key: config.get(key, default) for key, default in defaults.items()}
-    groups, chosen = values["n_group"], values["topk_group"]
-    for key, value in (("n_group", groups), ("topk_group", chosen)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InvalidFormat(where, f"{key} is {value!r}, not a number of groups")
     return {
         "router_scoring": "sigmoid",
         "router_correction_bias": True,
         "group_score": "top2",
-        "num_expert_groups": groups,
-        "topk_groups": chosen,
+        **latent.groups(values, where),
         # A null is false to transformers, which only asks whether it is true.
         "norm_topk_prob": bool(values["norm_topk_prob"]),
         "rope_interleave": bool(values["rope_interleave"]),
@@ -103,20 +97,9 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
         router_correction_bias=True,
         group_score="top2",
         norm_topk_prob=bool(fields.get("expert_weights_norm", False)),
-        attention_bias="blk.0.attn_kv_a_mqa.bias" in fields.get("tensors", ()),
     )
 
 
-def to_gguf(architecture: Architecture) -> dict[str, Any]:
-    """The GGUF metadata (keys without the prefix)."""
-    return latent_gguf.to_gguf(architecture)
-
-
-def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
-    """What llama.cpp's `deepseek2` does not compute."""
-    return latent_gguf.gguf_obstacles(architecture)
-
-
-def gguf_caveats(architecture: Architecture) -> list[str]:
-    """What llama.cpp's `deepseek2` computes nearly."""
-    return latent_gguf.gguf_caveats(architecture)
+to_gguf = latent_gguf.to_gguf
+gguf_obstacles = latent_gguf.gguf_obstacles
+gguf_caveats = latent_gguf.gguf_caveats

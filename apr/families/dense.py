@@ -7,14 +7,14 @@ have none: a config without `hidden_size` is an error, not a model of transforme
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from apr import architecture as arch
 from apr import contracts
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
-from apr.families import rotary
+from apr.families import rotary, rotary_gguf
 
 # What an absent field means in every dense family (transformers' config classes agree).
 _COMMON: dict[str, Any] = {
@@ -98,7 +98,7 @@ def from_gguf(
     **further: Any,
 ) -> Architecture:
     """Read GGUF metadata (keys without the prefix, plus `vocab_size` and `tie_word_embeddings` as
-    the reader found them in the tensors, and what `rotary.from_gguf` takes); `rope` is the
+    the reader found them in the tensors, and what `rotary_gguf.from_gguf` takes); `rope` is the
     family's own there, `further` its other fields.
 
     Raises:
@@ -131,7 +131,7 @@ def from_gguf(
         "vocab_size": fields.get("vocab_size"),
         "max_position_embeddings": context,
         "rms_norm_eps": fields.get("attention.layer_norm_rms_epsilon"),
-        **rotary.from_gguf(fields, where, family, **(rope or {})),
+        **rotary_gguf.from_gguf(fields, where, family, **(rope or {})),
         "tie_word_embeddings": fields.get("tie_word_embeddings", False),
         **further,
     }
@@ -150,69 +150,6 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": architecture.rms_norm_eps,
         "attention.key_length": architecture.head_dim,
         "attention.value_length": architecture.head_dim,
-        **rotary.to_gguf(architecture),
+        **rotary_gguf.to_gguf(architecture),
         "vocab_size": architecture.vocab_size,
-    }
-
-
-def windows_from_hf(
-    config: Mapping[str, Any],
-    where: StrPath,
-    slides: Callable[[int, int], bool] = lambda layer, first: layer >= first,
-) -> dict[str, Any]:
-    """`sliding_window` and `layer_types` of a Qwen config.
-
-    There `use_sliding_window` (false if absent) decides whether the window holds at all, and
-    `layer_types`, or else `max_window_layers`, in which layers: those from that number on, or those
-    that `slides` (given a layer and that number) says.
-
-    Raises:
-        InvalidFormat: a layer slides and no window is given, or the fields are of no use.
-    """
-    layers = config.get("num_hidden_layers")
-    if not isinstance(layers, int):
-        return {}  # reported as missing with everything else
-    used = config.get("use_sliding_window") or False
-    # An absent window is 4096 and an absent number of layers 28: transformers' defaults.
-    window = config.get("sliding_window", 4096) if used else None
-    kinds = config.get("layer_types")
-    if kinds is None:
-        first = config.get("max_window_layers", 28)
-        if window is not None and not isinstance(first, int):
-            raise InvalidFormat(where, f"max_window_layers is {first!r}, not a number of layers")
-        kinds = [
-            "sliding_attention" if window is not None and slides(i, first) else "full_attention"
-            for i in range(layers)
-        ]
-    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
-        raise InvalidFormat(where, f"layer_types is {kinds!r}, not a list of names")
-    if len(kinds) != layers:
-        raise InvalidFormat(where, f"layer_types names {len(kinds)} layers, the model has {layers}")
-    if set(kinds) <= {"full_attention"}:
-        return {}  # no layer slides, so there is no window, whatever number stands there
-    if window is None:
-        raise InvalidFormat(
-            where,
-            "layer_types has sliding layers, but there is no window for them",
-            "set use_sliding_window and sliding_window, or make every layer full_attention",
-        )
-    return {"sliding_window": window, "layer_types": kinds}
-
-
-def windows_to_hf(architecture: Architecture) -> dict[str, Any]:
-    """The fields of a Qwen config that give the same window in the same layers.
-
-    transformers 5 reads `layer_types`; `max_window_layers`, which older versions read, says the
-    same wherever all sliding layers come last.
-    """
-    layers = architecture.num_layers
-    windows = [architecture.window(i) for i in range(layers)]
-    first = next((i for i, window in enumerate(windows) if window is not None), layers)
-    return {
-        "use_sliding_window": architecture.sliding_window is not None,
-        "sliding_window": architecture.sliding_window,
-        "max_window_layers": first,
-        "layer_types": [
-            "full_attention" if window is None else "sliding_attention" for window in windows
-        ],
     }

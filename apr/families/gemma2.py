@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from apr.architecture import Architecture
+from apr.architecture import FULL, SLIDING, Architecture
 from apr.errors import InvalidFormat, StrPath
-from apr.families import dense
+from apr.families import dense, layers
 from apr.families.obstacles import Obstacle
 
 ACTIVATION = "gelu_pytorch_tanh"
-SLIDING, FULL = "sliding_attention", "full_attention"
 # What an absent field means (Gemma2Config).
 _DEFAULTS = {
     "num_key_value_heads": 4,
@@ -136,14 +135,13 @@ def common_from_hf(
 def common_to_hf(architecture: Architecture) -> dict[str, Any]:
     """The fields of a config that Gemma 2 and 3 write alike."""
     scalar = architecture.query_pre_attn_scalar or architecture.head_dim
-    windows = [architecture.window(i) for i in range(architecture.num_layers)]
     return {
         "hidden_activation": architecture.hidden_act,
         "attention_bias": architecture.attention_bias,
         "query_pre_attn_scalar": int(scalar),
         # transformers wants a number even where no layer slides; the context hides nothing.
         "sliding_window": architecture.sliding_window or architecture.max_position_embeddings,
-        "layer_types": [FULL if window is None else SLIDING for window in windows],
+        "layer_types": layers.kinds(architecture),
     }
 
 
@@ -153,16 +151,11 @@ def windows_from_hf(config: Mapping[str, Any], where: StrPath, period: int) -> d
     Raises:
         InvalidFormat: a layer slides and the window is null, or `layer_types` is of no use.
     """
-    layers = config.get("num_hidden_layers")
-    if not isinstance(layers, int):
-        return {}  # reported as missing with everything else
-    kinds = config.get("layer_types")
+    kinds = layers.stated(
+        config, where, "layer_types", (SLIDING, FULL), lambda count: layers.periodic(count, period)
+    )
     if kinds is None:
-        kinds = _kinds(layers, period)
-    if not isinstance(kinds, list) or not all(kind in (SLIDING, FULL) for kind in kinds):
-        raise InvalidFormat(where, f"layer_types is {kinds!r}, not a list of {SLIDING} and {FULL}")
-    if len(kinds) != layers:
-        raise InvalidFormat(where, f"layer_types names {len(kinds)} layers, the model has {layers}")
+        return {}
     window = config.get("sliding_window", 4096)
     if window is None and SLIDING in kinds:
         raise InvalidFormat(
@@ -173,11 +166,6 @@ def windows_from_hf(config: Mapping[str, Any], where: StrPath, period: int) -> d
     return {"sliding_window": window, "layer_types": kinds}
 
 
-def _kinds(layers: int, period: int) -> list[str]:
-    """Of each layer: the last of every `period` is full; 0 means none is."""
-    return [SLIDING if not period or i % period < period - 1 else FULL for i in range(layers)]
-
-
 def windows_from_gguf(
     fields: Mapping[str, Any], window: int | None, period: int, where: StrPath
 ) -> dict[str, Any]:
@@ -185,22 +173,22 @@ def windows_from_gguf(
     flag for each layer.
 
     Raises:
-        InvalidFormat: as many flags as layers are needed.
+        InvalidFormat: not one flag for each layer.
     """
-    layers = fields.get("block_count")
-    if not isinstance(layers, int):
-        return {}
+    count = fields.get("block_count")
+    if not isinstance(count, int):
+        return {}  # reported as missing with everything else
     stated = fields.get("attention.sliding_window_pattern", period)
     if isinstance(stated, Sequence):
-        if len(stated) != layers:
+        if len(stated) != count:
             raise InvalidFormat(
-                where, f"sliding_window_pattern has {len(stated)} flags for {layers} layers"
+                where, f"sliding_window_pattern has {len(stated)} flags for {count} layers"
             )
         kinds = [SLIDING if flag else FULL for flag in stated]
     else:
-        kinds = _kinds(layers, int(stated))
+        kinds = layers.periodic(count, int(stated))
     if not window:
-        return {"sliding_window": None, "layer_types": [FULL] * layers}
+        return {"sliding_window": None, "layer_types": [FULL] * count}
     return {"sliding_window": window, "layer_types": kinds}
 
 
@@ -210,13 +198,13 @@ def windows_to_gguf(architecture: Architecture, period: int) -> dict[str, Any]:
     llama.cpp reads flags since 2026; a file in its default `period` states none, as its own
     converter leaves it out.
     """
-    layers = architecture.num_layers
-    kinds = [SLIDING if architecture.window(i) is not None else FULL for i in range(layers)]
+    count, kinds = architecture.num_layers, layers.kinds(architecture)
     if SLIDING not in kinds:
         # llama.cpp crashes on a file whose layers are all full in a family that slides.
         return {"attention.sliding_window": architecture.max_position_embeddings}
     out: dict[str, Any] = {"attention.sliding_window": architecture.sliding_window}
-    found = next((n for n in (period, *range(layers + 1)) if _kinds(layers, n) == kinds), None)
+    periods = (period, *range(count + 1))
+    found = next((n for n in periods if layers.periodic(count, n) == kinds), None)
     if found is None:
         out["attention.sliding_window_pattern"] = [kind == SLIDING for kind in kinds]
     elif found != period:
@@ -246,14 +234,14 @@ def scalar_from_gguf(fields: Mapping[str, Any], large: int) -> float | None:
     values = [fields.get(key) for key in needed]
     if not all(isinstance(value, int) and value for value in values):
         return None  # reported as missing with everything else
-    layers, hidden, heads, width = (int(value) for value in values if value)
-    theirs = _scalar_there(layers, large, hidden, heads, width)
+    count, hidden, heads, width = (int(value) for value in values if value)
+    theirs = _scalar_there(count, large, hidden, heads, width)
     factor = float(fields.get("rope.scaling.attn_factor", 1.0))
     if fields.get("rope.scaling.type") == "yarn":
         factor = 1.0  # yarn's own
     return float(round(theirs / factor**4)) if factor > 0 else float(theirs)
 
 
-def _scalar_there(layers: int, large: int, hidden: int, heads: int, head_dim: int) -> int:
+def _scalar_there(count: int, large: int, hidden: int, heads: int, head_dim: int) -> int:
     """By whose inverse root llama.cpp scales: it tells the largest model by its layers."""
-    return hidden // heads if layers == large else head_dim
+    return hidden // heads if count == large else head_dim

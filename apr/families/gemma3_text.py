@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from apr.architecture import Architecture
+from apr.architecture import FULL, SLIDING, Architecture
 from apr.errors import InvalidFormat, StrPath
 from apr.families import dense, gemma2
 from apr.families.obstacles import Obstacle
@@ -42,11 +42,11 @@ def from_hf(config: Mapping[str, Any], where: StrPath) -> Architecture:
         raise InvalidFormat(where, f"sliding_window_pattern is {period!r}, not a number of layers")
     read |= gemma2.windows_from_hf(config, where, period)
     rotary = config.get("rope_parameters") or {}
-    if not isinstance(rotary, Mapping) or set(rotary) - {gemma2.FULL, gemma2.SLIDING}:
+    if not isinstance(rotary, Mapping) or set(rotary) - {FULL, SLIDING}:
         raise InvalidFormat(
             where,
             f"rope_parameters is {rotary!r}, not one object for each kind of layer",
-            f"name them {gemma2.FULL} and {gemma2.SLIDING}",
+            f"name them {FULL} and {SLIDING}",
         )
     read["final_logit_softcap"] = config.get("final_logit_softcapping")
     return dense.from_hf(config, where, "gemma3_text", defaults=_DEFAULTS, read=read, rope=_ROPE)
@@ -82,7 +82,7 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
     """The GGUF metadata (keys without the prefix)."""
     cap = architecture.final_logit_softcap
     windows = gemma2.windows_to_gguf(architecture, _PERIOD)
-    if gemma2.SLIDING not in (architecture.layer_types or ()):
+    if SLIDING not in (architecture.layer_types or ()):
         windows = {}  # without a window llama.cpp computes every layer in full
     return {
         **dense.to_gguf(architecture),

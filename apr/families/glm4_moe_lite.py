@@ -13,8 +13,7 @@ from typing import Any
 
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
-from apr.families import deepseek_v3, latent, latent_gguf
-from apr.families.obstacles import Obstacle
+from apr.families import deepseek_v3, latent, latent_gguf, layers
 
 # Glm4MoeLiteConfig's defaults; sizes have none here.
 _DEFAULTS = {
@@ -51,22 +50,20 @@ def _layers(config: Mapping[str, Any], where: StrPath) -> list[str] | None:
         InvalidFormat: `first_k_dense_replace`, which transformers does not read here and older
             configs have, says something else.
     """
-    layers = config.get("num_hidden_layers")
-    kinds = config.get("mlp_layer_types")
-    if kinds is None:
-        kinds = ["dense"] + ["sparse"] * ((layers if isinstance(layers, int) else 1) - 1)
-    if not isinstance(kinds, list) or not set(kinds) <= {"dense", "sparse"}:
-        raise InvalidFormat(where, f"mlp_layer_types is {kinds!r}, not a list of dense and sparse")
-    if not isinstance(layers, int):
-        return None  # reported as missing with everything else
-    if len(kinds) != layers:
-        raise InvalidFormat(where, f"mlp_layer_types has {len(kinds)} entries for {layers} layers")
+    kinds = layers.stated(
+        config,
+        where,
+        "mlp_layer_types",
+        ("dense", "sparse"),
+        lambda count: latent.leading(1, count),
+    )
     first = config.get("first_k_dense_replace")
-    if first is not None and kinds != ["dense" if i < first else "sparse" for i in range(layers)]:
+    if first is not None and kinds != latent.dense_first(config, where, first):
         raise InvalidFormat(
             where,
             f"first_k_dense_replace is {first}, and transformers, which does not read it for this "
-            f"family, makes layers {[i for i, kind in enumerate(kinds) if kind == 'dense']} dense",
+            f"family, makes layers {[i for i, kind in enumerate(kinds or ()) if kind == 'dense']} "
+            "dense",
             "state mlp_layer_types, and leave first_k_dense_replace out",
         )
     return kinds
@@ -93,16 +90,6 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
     return replace(deepseek_v3.from_gguf(fields, where), family="glm4_moe_lite")
 
 
-def to_gguf(architecture: Architecture) -> dict[str, Any]:
-    """The GGUF metadata (keys without the prefix)."""
-    return latent_gguf.to_gguf(architecture)
-
-
-def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
-    """What llama.cpp's `deepseek2` does not compute."""
-    return latent_gguf.gguf_obstacles(architecture)
-
-
-def gguf_caveats(architecture: Architecture) -> list[str]:
-    """What llama.cpp's `deepseek2` computes nearly."""
-    return latent_gguf.gguf_caveats(architecture)
+to_gguf = latent_gguf.to_gguf
+gguf_obstacles = latent_gguf.gguf_obstacles
+gguf_caveats = latent_gguf.gguf_caveats

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from apr.architecture import Architecture
+from apr.architecture import FULL, SLIDING, Architecture
 from apr.errors import InvalidFormat, StrPath
-from apr.families import dense, experts
+from apr.families import dense, experts, layers
 from apr.families.obstacles import Obstacle
 
 # GptOssConfig's defaults.
@@ -32,6 +32,7 @@ _YARN = {
     "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
     "original_max_position_embeddings": 4096,
 }  # fmt: skip
+_PERIOD = 2  # every other layer is full: transformers' and llama.cpp's default
 _LIMIT = 7.0  # of llama.cpp's clamped SwiGLU, whatever a key says
 _ALPHA = 1.702  # what the decoder computes with; no released config says anything else
 
@@ -49,7 +50,7 @@ def from_hf(config: Mapping[str, Any], where: StrPath) -> Architecture:
         raise InvalidFormat(
             where,
             "sliding_window is null, which transformers has no meaning for",
-            "make every layer full_attention in layer_types and give any window",
+            f"make every layer {FULL} in layer_types and give any window",
         )
     values = dict(config)
     if values.get("head_dim", 64) is None:
@@ -58,21 +59,16 @@ def from_hf(config: Mapping[str, Any], where: StrPath) -> Architecture:
             values["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
     if not (values.get("rope_scaling") or values.get("rope_parameters")):
         values["rope_parameters"] = _YARN
-    layers = config.get("num_hidden_layers")
     own = {
         "sliding_window": config.get("sliding_window", 128),
-        "layer_types": config.get("layer_types") or alternating(layers),
+        "layer_types": layers.stated(
+            config, where, "layer_types", (SLIDING, FULL), lambda n: layers.periodic(n, _PERIOD)
+        ),
         "num_experts": config.get("num_local_experts") or config.get("num_experts"),
         "moe_intermediate_size": config.get("intermediate_size"),
         "hidden_act": "silu",  # the one that the clamped SwiGLU is made of; transformers reads none
     }
     return dense.from_hf(values, where, "gpt_oss", defaults=_DEFAULTS, read=own, rope=_ROPE)
-
-
-def alternating(layers: object) -> list[str]:
-    """The kinds of layers that a config and a GGUF mean where they say nothing."""
-    count = layers if isinstance(layers, int) else 0
-    return ["full_attention" if i % 2 else "sliding_attention" for i in range(count)]
 
 
 def to_hf(architecture: Architecture) -> dict[str, Any]:
@@ -98,7 +94,7 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
         "gpt_oss",
         **experts.from_gguf(fields),
         sliding_window=fields.get("attention.sliding_window"),
-        layer_types=alternating(fields.get("block_count")),
+        layer_types=layers.periodic(fields.get("block_count"), _PERIOD),
         attention_bias=fields.get("attention_bias", False),
         swiglu_limit=_LIMIT,
     )
@@ -122,7 +118,7 @@ def gguf_obstacles(architecture: Architecture) -> list[Obstacle]:
     """Where llama.cpp's `gpt-oss` leaves no choice: which layers slide, the clamp, the biases."""
     reader = "llama.cpp's 'gpt-oss'"
     out = []
-    kinds = alternating(architecture.num_layers)
+    kinds = layers.periodic(architecture.num_layers, _PERIOD)
     if architecture.shortest_window is not None and list(architecture.layer_types or ()) != kinds:
         out.append(
             Obstacle(

@@ -120,6 +120,18 @@ def from_hf(
     return dense.from_hf(plain, where, family, defaults=defaults, read=read)
 
 
+def groups(config: Mapping[str, Any], where: StrPath) -> dict[str, int]:
+    """How many groups of experts there are and how many of them are chosen from.
+
+    Raises:
+        InvalidFormat: one of the two is no number of groups, or missing.
+    """
+    for key in ("n_group", "topk_group"):
+        if not whole(config.get(key)):
+            raise InvalidFormat(where, f"{key} is {config.get(key)!r}, not a number of groups")
+    return {"num_expert_groups": config["n_group"], "topk_groups": config["topk_group"]}
+
+
 def _check_groups(experts: int, used: object, own: Mapping[str, Any], where: StrPath) -> None:
     """Refuse groups of experts that transformers could not choose from."""
     groups, chosen = own.get("num_expert_groups", 1), own.get("topk_groups", 1)

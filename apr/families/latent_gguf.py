@@ -14,9 +14,9 @@ from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
 from apr.families import dense, latent
 from apr.families.obstacles import Obstacle
+from apr.families.rotary_gguf import LOG_MULTIPLIER
 
 SOFTMAX, SIGMOID = 1, 2  # llama.cpp's expert_gating_func
-_LOG = "rope.scaling.yarn_log_multiplier"
 
 
 def is_sigmoid(fields: Mapping[str, Any]) -> bool:
@@ -77,11 +77,11 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath, family: str, **own: Any
     nextn = fields.get("nextn_predict_layers") or 0
     factor = fields.get("rope.scaling.factor") or 1
     if fields.get("rope.scaling.type") == "linear" and factor > 1:
-        wanted = _linear_key({"rope_type": "linear", "factor": factor})[_LOG]
-        if not math.isclose(fields.get(_LOG, 0.0), wanted, rel_tol=1e-4):
+        wanted = _linear_key({"rope_type": "linear", "factor": factor})[LOG_MULTIPLIER]
+        if not math.isclose(fields.get(LOG_MULTIPLIER, 0.0), wanted, rel_tol=1e-4):
             raise InvalidFormat(
                 where,
-                f"states linear rotary scaling by {factor:g} and no deepseek2.{_LOG} of "
+                f"states linear rotary scaling by {factor:g} and no deepseek2.{LOG_MULTIPLIER} of "
                 f"{wanted:.6g}: llama.cpp multiplies its scores by the logarithm of the factor "
                 "then, which no Hugging Face config says",
                 "open the Hugging Face folder that the file was made from",
@@ -90,7 +90,7 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath, family: str, **own: Any
     first = min(fields.get("leading_dense_block_count") or 0, layers)
     groups = fields.get("expert_group_count") or 1
     rank = fields.get("attention.q_lora_rank") or None
-    if rank is not None and names and "blk.0.attn_q.weight" in names:
+    if "blk.0.attn_q.weight" in names:
         rank = None  # llama.cpp's lite models: the key is there and means nothing
     return dense.from_gguf(
         fields,
@@ -111,6 +111,7 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath, family: str, **own: Any
             "num_expert_groups": groups,
             "topk_groups": (fields.get("expert_group_used_count") or 1) if groups > 1 else 1,
             "rope_interleave": True,
+            "attention_bias": "blk.0.attn_kv_a_mqa.bias" in names,
             **own,
         },
     )
@@ -154,7 +155,7 @@ def _linear_key(scaling: Mapping[str, Any] | None) -> dict[str, float]:
     if scaling is None or scaling["rope_type"] != "linear" or scaling["factor"] == 1:
         return {}
     log = math.log(scaling["factor"])
-    return {_LOG: (1 / (1 + 0.1 * log) - 1) / log}
+    return {LOG_MULTIPLIER: (1 / (1 + 0.1 * log) - 1) / log}
 
 
 def latent_scale(architecture: Architecture) -> int:

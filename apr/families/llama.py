@@ -40,6 +40,4 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
     )
 
 
-def to_gguf(architecture: Architecture) -> dict[str, Any]:
-    """The GGUF metadata (keys without the prefix)."""
-    return dense.to_gguf(architecture)
+to_gguf = dense.to_gguf

@@ -11,18 +11,18 @@ from typing import Any
 
 from apr.architecture import Architecture
 from apr.errors import StrPath
-from apr.families import dense
+from apr.families import dense, layers
 
 
 def from_hf(config: Mapping[str, Any], where: StrPath) -> Architecture:
-    """Read a `config.json`; see `dense.from_hf` and `dense.windows_from_hf`."""
-    windows = dense.windows_from_hf(config, where)
+    """Read a `config.json`; see `dense.from_hf` and `layers.qwen_windows`."""
+    windows = layers.qwen_windows(config, where)
     return dense.from_hf(config, where, "qwen2", defaults={"num_key_value_heads": 32}, read=windows)
 
 
 def to_hf(architecture: Architecture) -> dict[str, Any]:
     """The `config.json`, as transformers 4 and 5 both read it."""
-    return dense.to_hf(architecture, **dense.windows_to_hf(architecture))
+    return dense.to_hf(architecture, **layers.qwen_windows_to_hf(architecture))
 
 
 def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
@@ -30,6 +30,4 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
     return dense.from_gguf(fields, where, "qwen2")
 
 
-def to_gguf(architecture: Architecture) -> dict[str, Any]:
-    """The GGUF metadata (keys without the prefix)."""
-    return dense.to_gguf(architecture)
+to_gguf = dense.to_gguf

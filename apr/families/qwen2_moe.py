@@ -12,7 +12,7 @@ from typing import Any
 
 from apr.architecture import Architecture
 from apr.errors import StrPath
-from apr.families import dense, experts
+from apr.families import dense, experts, layers
 from apr.families.obstacles import Obstacle
 
 # Qwen2MoeConfig's. The weights of the chosen experts sum to one only where the config says so.
@@ -31,13 +31,13 @@ def from_hf(config: Mapping[str, Any], where: StrPath) -> Architecture:
     included: not the rule of the dense Qwen2.
     """
     own = {"mlp_layer_types": experts.layers_from_hf(config, where)}
-    windows = dense.windows_from_hf(config, where, slides=lambda i, first: i % 2 == 0 and i < first)
+    windows = layers.qwen_windows(config, where, slides=lambda i, first: i % 2 == 0 and i < first)
     return dense.from_hf(config, where, "qwen2_moe", defaults=_DEFAULTS, read=own | windows)
 
 
 def to_hf(architecture: Architecture) -> dict[str, Any]:
     """The `config.json`, as transformers 4 and 5 both read it."""
-    windows = dense.windows_to_hf(architecture)
+    windows = layers.qwen_windows_to_hf(architecture)
     del windows["max_window_layers"]  # `layer_types` says more, and this has another meaning here
     return dense.to_hf(
         architecture,

@@ -11,21 +11,21 @@ from typing import Any
 
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, StrPath
-from apr.families import dense
+from apr.families import dense, layers
 
 # Qwen3Config's defaults. An absent head_dim is 128 there, not the hidden size over the heads.
 _DEFAULTS = {"num_key_value_heads": 32, "head_dim": 128, "attention_bias": False}
 
 
 def from_hf(config: Mapping[str, Any], where: StrPath) -> Architecture:
-    """Read a `config.json`; see `dense.from_hf` and `dense.windows_from_hf`.
+    """Read a `config.json`; see `dense.from_hf` and `layers.qwen_windows`.
 
     Raises:
         InvalidFormat: as there, or head_dim is null, which Qwen3Config has no meaning for.
     """
     if config.get("head_dim", "absent") is None:
         raise InvalidFormat(where, "head_dim is null", "write the width of a head; absent is 128")
-    windows = dense.windows_from_hf(config, where)
+    windows = layers.qwen_windows(config, where)
     return dense.from_hf(config, where, "qwen3", defaults=_DEFAULTS, read=windows)
 
 
@@ -34,7 +34,7 @@ def to_hf(architecture: Architecture) -> dict[str, Any]:
     return dense.to_hf(
         architecture,
         attention_bias=architecture.attention_bias,
-        **dense.windows_to_hf(architecture),
+        **layers.qwen_windows_to_hf(architecture),
     )
 
 
@@ -45,6 +45,4 @@ def from_gguf(fields: Mapping[str, Any], where: StrPath) -> Architecture:
     )
 
 
-def to_gguf(architecture: Architecture) -> dict[str, Any]:
-    """The GGUF metadata (keys without the prefix)."""
-    return dense.to_gguf(architecture)
+to_gguf = dense.to_gguf

@@ -1,7 +1,7 @@
-"""How a rotary embedding is said in a Hugging Face config and in GGUF; every family asks here.
+"""How a Hugging Face config says a rotary embedding; every family asks here.
 
-This file reads and writes the config; the other half is `rotary_gguf.py`. Facts: transformers'
-`modeling_rope_utils.py` and `configuration_phi3.py`. What each kind computes is `apr/rope.py`.
+GGUF's side is `rotary_gguf.py`; what each kind computes is `apr/rope.py`. Facts: transformers'
+`modeling_rope_utils.py` and `configuration_phi3.py`.
 """
 
 from __future__ import annotations
@@ -10,33 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from apr import contracts, rope
-from apr.architecture import Architecture
+from apr.architecture import FULL, SLIDING, Architecture
 from apr.errors import InvalidFormat, StrPath
-from apr.families.rotary_gguf import (
-    OWN_KEY,
-    THETA,
-    from_gguf,
-    gguf_caveats,
-    gguf_form,
-    gguf_obstacles,
-    gguf_tensors,
-    own_key,
-    to_gguf,
-)
-
-__all__ = [
-    "OWN_KEY",
-    "THETA",
-    "from_gguf",
-    "from_hf",
-    "gguf_caveats",
-    "gguf_form",
-    "gguf_obstacles",
-    "gguf_tensors",
-    "own_key",
-    "to_gguf",
-    "to_hf",
-]
+from apr.families.rotary_gguf import THETA
 
 
 def from_hf(
@@ -108,20 +84,20 @@ def _by_layer(
     form, where `rope_scaling` and `rope_theta` are full attention's.
     """
     by_kind = config.get("rope_parameters") or {}
-    for kind in ("full_attention", "sliding_attention"):
+    for kind in (FULL, SLIDING):
         if not isinstance(by_kind, Mapping) or not isinstance(
             by_kind.get(kind, {}), Mapping | None
         ):
             raise InvalidFormat(
                 where, f"rope_parameters is {by_kind!r}, not keyed by kind of layer"
             )
-    sliding = by_kind.get("sliding_attention") or {}
+    sliding = by_kind.get(SLIDING) or {}
     if sliding.get("rope_type", "default") != "default":
         raise InvalidFormat(
             where, f"rotary scaling {sliding['rope_type']!r} of sliding layers is not supported"
         )
     local = sliding.get("rope_theta", config.get("rope_local_base_freq"))
-    full = {**(by_kind.get("full_attention") or {}), **(config.get("rope_scaling") or {})}
+    full = {**(by_kind.get(FULL) or {}), **(config.get("rope_scaling") or {})}
     return full, float(local_theta if local is None else local)
 
 
@@ -146,7 +122,7 @@ def to_hf(architecture: Architecture, *, original_beside: bool = False) -> dict[
     if architecture.rope_local_theta is not None:
         local = architecture.rope_local_theta
         sliding = {"rope_type": "default", "rope_theta": local}
-        out["rope_parameters"] = {"full_attention": full, "sliding_attention": sliding}
+        out["rope_parameters"] = {FULL: full, SLIDING: sliding}
         out["rope_local_base_freq"] = local
     if scaling is not None:
         # transformers 4 knows only this name for the object, and without it would not scale at all.

@@ -1,4 +1,4 @@
-"""How GGUF says a rotary embedding, and what of it llama.cpp cannot compute.
+"""How GGUF says a rotary embedding; what it cannot say is in `rotary_obstacles.py`.
 
 A scaling has one of three forms: keys alone (linear, plain yarn), the tensor `rope_freqs.weight` of
 divisors (llama3, and yarn with parameters that llama.cpp has no key for), or the two tensors of
@@ -24,8 +24,8 @@ THETA = 10_000.0  # transformers' and llama.cpp's default alike
 _CLOSE = 1e-5  # relative: GGUF has float32
 _TYPE, _FACTOR = "rope.scaling.type", "rope.scaling.factor"
 _ORIGINAL, _ATTENTION = "rope.scaling.original_context_length", "rope.scaling.attn_factor"
-_LOG = "rope.scaling.yarn_log_multiplier"
-_WRITTEN = (_TYPE, _FACTOR, _ORIGINAL, _ATTENTION, _LOG)
+LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
+_WRITTEN = (_TYPE, _FACTOR, _ORIGINAL, _ATTENTION, LOG_MULTIPLIER)
 
 
 class _Model(NamedTuple):
@@ -164,7 +164,8 @@ def _yarn_from_gguf(fields: Mapping[str, Any], where: StrPath, model: _Model) ->
     out = rope.stated("yarn", stated, where, model.family)
     given = fields.get(_ATTENTION)
     log, full = math.log(out["factor"]), rope.attention_factor(out, 0)
-    weight = fields.get(_LOG, 0.0) / 0.1  # the converter's tenth, taken back by the loader
+    # The converter writes a tenth, which the loader takes back.
+    weight = fields.get(LOG_MULTIPLIER, 0.0) / 0.1
     if model.latent and weight and log:
         out["mscale"] = out["mscale_all_dim"] = float(f"{weight:.6g}")
         if given is not None and not _same(1.0, given):
@@ -179,7 +180,7 @@ def _yarn_from_gguf(fields: Mapping[str, Any], where: StrPath, model: _Model) ->
         "rope.scaling.yarn_beta_fast": rope.BETA_FAST,
         "rope.scaling.yarn_beta_slow": rope.BETA_SLOW,
         "rope.scaling.yarn_attn_factor": rope.attention_factor(out, 0),
-    } | ({} if model.latent else {_LOG: 0.0})
+    } | ({} if model.latent else {LOG_MULTIPLIER: 0.0})
     for key, value in ignored.items():
         if key in fields and not _same(value, fields[key]):
             raise InvalidFormat(
@@ -229,13 +230,14 @@ def _form(scaling: Mapping[str, Any], model: _Model) -> str | None:
     return forms.get(scaling["rope_type"])
 
 
-def _with_usual_ramp(yarn: Mapping[str, Any]) -> dict[str, Any]:
+def with_usual_ramp(yarn: Mapping[str, Any]) -> dict[str, Any]:
+    """The same yarn with the ramp of the defaults."""
     return {k: v for k, v in yarn.items() if k not in ("beta_fast", "beta_slow", "truncate")}
 
 
 def _plain(yarn: Mapping[str, Any], model: _Model) -> bool:
     """Whether llama.cpp's own yarn computes this: it has the ramp of the defaults alone."""
-    usual = _with_usual_ramp(yarn)
+    usual = with_usual_ramp(yarn)
     if len(usual) == len(yarn) or not model.width:
         return True
     ours, theirs = (rope.divisors(y, model.theta, model.width) for y in (yarn, usual))
@@ -277,7 +279,7 @@ def _latent_keys(scaling: Mapping[str, Any], factor: float) -> dict[str, Any]:
         factor, weight = 1.0, scaling.get("mscale_all_dim") or 0.0
     if abs(weight) < 1e-9:  # read as absent: then it multiplies by 1 + 0.1 ln(factor) again
         return {_ATTENTION: factor / (1 + 0.1 * log)}
-    return {_LOG: 0.1 * weight, **({} if factor == 1 else {_ATTENTION: factor})}
+    return {LOG_MULTIPLIER: 0.1 * weight, **({} if factor == 1 else {_ATTENTION: factor})}
 
 
 def to_gguf(architecture: Architecture) -> dict[str, Any]:
@@ -295,7 +297,7 @@ def to_gguf(architecture: Architecture) -> dict[str, Any]:
     return out
 
 
-def own_key(architecture: Architecture) -> dict[str, Any] | None:
+def own_statement(architecture: Architecture) -> dict[str, Any] | None:
     """What `apr.rope_scaling` states, or None where llama.cpp's keys give the scaling back."""
     scaling = architecture.rope_scaling
     return None if scaling is None or scaling["rope_type"] == "linear" else dict(scaling)
@@ -312,57 +314,3 @@ def gguf_tensors(architecture: Architecture) -> dict[str, list[float]]:
         return {rope.LONG: scaling["long_factor"], rope.SHORT: scaling["short_factor"]}
     divisors = rope.divisors(scaling, architecture.rope_theta, architecture.rotary_dim)
     return {rope.TENSOR: divisors} if form == "tensor" and divisors is not None else {}
-
-
-def gguf_obstacles(architecture: Architecture) -> list[tuple[str, dict[str, Any] | None]]:
-    """What about the rotary embedding no GGUF of the family can say to llama.cpp: which property
-    and where it bites, with the fields that llama.cpp computes instead; None where it would not
-    load the file.
-    """
-    scaling = architecture.rope_scaling
-    if scaling is None or gguf_form(architecture) is not None:
-        return []
-    kind, context = scaling["rope_type"], architecture.max_position_embeddings
-    name = contracts.load(f"families/{architecture.family}")["gguf_architecture"]
-    if kind == "dynamic":
-        text = (
-            "its rotary scaling is 'dynamic', whose base grows with the sequence, and llama.cpp "
-            f"has no form for it: sequences longer than {context} tokens would give other logits"
-        )
-        return [(text, {"rope_scaling": None})]
-    if kind == "yarn":
-        plain = _with_usual_ramp(scaling)
-        theta, width = architecture.rope_theta, architecture.rotary_dim
-        ours, theirs = (rope.divisors(s, theta, width) or [] for s in (scaling, plain))
-        most = max((abs(a / b - 1) for a, b in zip(ours, theirs, strict=True)), default=0.0)
-        own = ", ".join(f"{k} {scaling[k]}" for k in scaling if k not in plain)
-        text = (
-            f"its rotary scaling is 'yarn' with {own}, and llama.cpp's {name!r} computes the ramp "
-            f"of the defaults, with frequencies up to {most:.2%} off: logits at every position but "
-            "the first would differ"
-        )
-        return [(text, {"rope_scaling": plain})]
-    tensors = rope.TENSOR if kind == "llama3" else f"{rope.LONG} and {rope.SHORT}"
-    text = (
-        f"its rotary scaling is {kind!r}, and llama.cpp's {name!r} has no {tensors}, the only form "
-        "that GGUF has for it: it would not load the file at all"
-    )
-    return [(text, None)]
-
-
-def gguf_caveats(architecture: Architecture) -> list[str]:
-    """What depends on how whoever has the GGUF loads it: the file is exact, a setting is not."""
-    scaling, context = architecture.rope_scaling, architecture.max_position_embeddings
-    if scaling is None or scaling["rope_type"] != "longrope":
-        return []
-    original = scaling[rope.POSITIONS]
-    if context <= original or scaling["long_factor"] == scaling["short_factor"]:
-        return []
-    pairs = zip(scaling["long_factor"], scaling["short_factor"], strict=True)
-    most = max(max(a / b, b / a) for a, b in pairs)
-    return [
-        f"rope_scaling 'longrope': llama.cpp takes the long factors where the context it is loaded "
-        f"with (rounded up to a multiple of 256) is longer than {original}, not where the text is; "
-        f"load it with at most {original // 256 * 256} for texts up to {original} tokens and with "
-        f"more for longer ones, or frequencies are up to {most:.3g} times off"
-    ]

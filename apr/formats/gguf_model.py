@@ -18,7 +18,7 @@ import numpy as np
 from apr import contracts, families, rope
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, ModelLoadError
-from apr.families import rotary
+from apr.families import rotary_gguf
 from apr.formats import latent_scale, recipes
 from apr.formats.gguf_reader import GgufFile
 from apr.formats.gguf_statement import ARCHITECTURE, PlannedGguf, applied
@@ -34,7 +34,7 @@ TOKENS = "tokenizer.ggml.tokens"
 TRAINING = "apr.training"  # our own key: the training record, as JSON
 INEXACT = "apr.inexact"  # ours: what an export with --allow-inexact left out, as JSON
 EXACT = "apr.exact."  # ours: then a tensor's name; the values that its sum with one has rounded
-ROPE_SCALING = rotary.OWN_KEY  # ours too, as JSON
+ROPE_SCALING = rotary_gguf.OWN_KEY  # ours too, as JSON
 NAME = "apr.name"  # ours: a name that llama.cpp would take for more than that
 # GGUF's general keys that have a name of their own in `.apr` metadata.
 GENERAL = {
@@ -194,7 +194,7 @@ def canonical_tensors(file: GgufFile, architecture: Architecture) -> dict[str, T
         InvalidFormat: the divisors are missing or are others.
     """
     _check_divisors(file, architecture)
-    follows = set(rotary.gguf_tensors(architecture))
+    follows = set(rotary_gguf.gguf_tensors(architecture))
     if architecture.rope_scaling is None:
         follows = {rope.TENSOR}  # divisors of one, or the file would not have been opened
     if families.writes_tied_head(architecture):
@@ -216,7 +216,7 @@ def _exact(file: GgufFile, name: str) -> list[float] | None:
 
 
 def _check_divisors(file: GgufFile, architecture: Architecture) -> None:
-    for name, expected in rotary.gguf_tensors(architecture).items():
+    for name, expected in rotary_gguf.gguf_tensors(architecture).items():
         tensor = file.tensors.get(name)
         if tensor is None:
             raise InvalidFormat(

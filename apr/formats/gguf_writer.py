@@ -1,18 +1,17 @@
-"""Writing GGUF version 3: everything that llama.cpp's loader wants, streaming.
+"""A model as GGUF: everything that llama.cpp's loader wants.
 
-Own writer, because gguf's drops empty lists (a tokenizer without merges is legal) and takes seconds
-for a large vocabulary. Key names: gguf's constants; types: what llama.cpp's loader asks for.
+Key names: gguf's constants; types: what llama.cpp's loader asks for. The bytes are
+`gguf_container`'s.
 """
 
 from __future__ import annotations
 
 import json
-import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +19,10 @@ from apr import contracts, families
 from apr.architecture import Architecture
 from apr.atomic import atomic_file
 from apr.dtypes import DTYPES, DType
-from apr.errors import AprError, GateFailed, ModelLoadError, StrPath
-from apr.families import TensorSpec, rotary
+from apr.errors import GateFailed, StrPath
+from apr.families import TensorSpec, rotary_gguf
 from apr.formats import latent_scale, recipes
+from apr.formats.gguf_container import write_container
 from apr.formats.gguf_model import (
     EXACT,
     GENERAL,
@@ -34,10 +34,9 @@ from apr.formats.gguf_model import (
     architecture_by_keys,
     harmless_name,
 )
-from apr.formats.gguf_reader import ARRAY, DEFAULT_ALIGNMENT, SCALARS, STRING
 from apr.formats.gguf_statement import PlannedGguf, statement
 from apr.formats.opened import OpenedModel
-from apr.formats.streaming import Progress, Sources, chosen_dtype, requested_dtype, write_tensor
+from apr.formats.streaming import Progress, Sources, chosen_dtype, requested_dtype
 from apr.tensors import Tensor, from_array
 
 # What llama.cpp takes for granted where the name says Phi-3; see `harmless_name`.
@@ -73,7 +72,6 @@ FILE_TYPES = {
     "MXFP4": 38,
     "NVFP4": 39,
 }
-_TYPE_IDS = {name: type_id for type_id, (name, _) in SCALARS.items()}
 
 
 def write_gguf(
@@ -139,15 +137,11 @@ def gguf_tensors(
             "cannot be exported to GGUF exactly: " + "; ".join(map(str, obstacles)),
             "write --format safetensors instead, which keeps it",
         )
-    asked = requested_dtype(quantize, "gguf")
-    architecture = model.architecture
+    architecture, choose = model.architecture, _choice(quantize)
     specs = families.tensor_specs(architecture)
     held = {s.name: model.tensors[s.name] for s in specs}
     if sources:
         held = {name: sources.watch(tensor) for name, tensor in held.items()}
-
-    def choose(tensor: Tensor, spec: TensorSpec) -> DType:
-        return _chosen(tensor, spec, asked)
 
     power = latent_scale.exponent(architecture, held, choose)
     held = latent_scale.scaled(held, architecture, power)
@@ -157,19 +151,22 @@ def gguf_tensors(
     return out + _rotary_divisors(architecture)
 
 
-def _chosen(tensor: Tensor, spec: TensorSpec, asked: DType | None) -> DType:
-    if spec.role in ("router", "positions") and asked is not None and asked.is_block:
-        # A rounded router would send tokens to other experts; positions are few.
-        return DTYPES["F32"]
-    return chosen_dtype(tensor, asked, "gguf")
+def _choice(quantize: str | None) -> recipes.Choose:
+    """The type in which each tensor is to stand in the file."""
+    asked = requested_dtype(quantize, "gguf")
+
+    def choose(tensor: Tensor, spec: TensorSpec) -> DType:
+        if spec.role in ("router", "positions") and asked is not None and asked.is_block:
+            # A rounded router would send tokens to other experts; positions are few.
+            return DTYPES["F32"]
+        return chosen_dtype(tensor, asked, "gguf")
+
+    return choose
 
 
 def _latent_scale(model: OpenedModel, quantize: str | None) -> dict[str, int]:
     """Our own key for what `gguf_tensors` did to the latents, if it did."""
-    asked = requested_dtype(quantize, "gguf")
-    power = latent_scale.exponent(
-        model.architecture, model.tensors, lambda tensor, spec: _chosen(tensor, spec, asked)
-    )
+    power = latent_scale.exponent(model.architecture, model.tensors, _choice(quantize))
     return {latent_scale.KEY: power} if power else {}
 
 
@@ -177,7 +174,7 @@ def _rotary_divisors(architecture: Architecture) -> list[Tensor]:
     """The tensors that stand for a scaling which llama.cpp has no keys for, if there are any."""
     return [
         from_array(name, np.array(values, dtype=np.float32))
-        for name, values in rotary.gguf_tensors(architecture).items()
+        for name, values in rotary_gguf.gguf_tensors(architecture).items()
     ]
 
 
@@ -209,7 +206,7 @@ def gguf_fields(
     family = families.by_name(architecture.family, model.path)
     for key, value in family.to_gguf(architecture).items():
         out[f"{prefix}.{key}"] = value
-    scaling = rotary.own_key(architecture)
+    scaling = rotary_gguf.own_statement(architecture)
     if scaling is not None:
         out[ROPE_SCALING] = json.dumps(scaling, separators=(",", ":"))
     lost = recipes.lost_by_adding(families.tensor_specs(architecture), model.tensors)
@@ -218,89 +215,9 @@ def gguf_fields(
         out[INEXACT] = json.dumps(model.metadata["inexact"], ensure_ascii=False)
     if model.training is not None:
         out[TRAINING] = json.dumps(model.training, ensure_ascii=False, separators=(",", ":"))
-    tokenizer = model.require_tokenizer()
-    if tokenizer.vocab_size > architecture.vocab_size:
-        raise ModelLoadError(
-            model.path,
-            f"its tokenizer has {tokenizer.vocab_size} tokens, the embedding has "
-            f"{architecture.vocab_size} rows",
-            "the model cannot take every token that this tokenizer gives",
-        )
+    tokenizer = model.fitting_tokenizer()
     out.update(tokenizer.to_gguf(architecture.vocab_size, allow_inexact=tokens_differ(model)))
     shown = out.get("general.name")
     if shown and not _PHI3_TOKENS.issubset(tokenizer.tokens()) and harmless_name(shown) != shown:
         out |= {"general.name": harmless_name(shown), NAME: shown}
     return out
-
-
-def write_container(
-    file: BinaryIO,
-    fields: Mapping[str, Any],
-    tensors: Sequence[Tensor],
-    sources: Sources | None = None,
-    progress: Progress | None = None,
-) -> None:
-    """The bare format: header, key-values, tensor table, tensors. Empty values are written too."""
-    head = bytearray(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(fields)))
-    for key, value in fields.items():
-        head += _string(key)
-        head += _value(key, value)
-    offset = 0
-    for tensor in tensors:
-        assert tensor.dtype.ggml_id is not None  # chosen_dtype gives no other
-        head += _string(tensor.name)
-        head += struct.pack("<I", len(tensor.shape))
-        head += struct.pack(f"<{len(tensor.shape)}Q", *reversed(tensor.shape))
-        head += struct.pack("<IQ", tensor.dtype.ggml_id, offset)
-        offset += _aligned(tensor.nbytes)
-    head += bytes(_aligned(len(head)) - len(head))
-    file.write(head)
-    for tensor in tensors:
-        write_tensor(file, tensor, sources or Sources(), progress)
-        file.write(bytes(_aligned(tensor.nbytes) - tensor.nbytes))
-
-
-def _aligned(count: int) -> int:
-    return -(-count // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
-
-
-def _string(text: str) -> bytes:
-    data = text.encode("utf-8", "surrogatepass")
-    return struct.pack("<Q", len(data)) + data
-
-
-def _value(key: str, value: Any) -> bytes:
-    """A value with its type in front: numbers are u32, i32 or f32 unless they do not fit."""
-    if isinstance(value, str):
-        return struct.pack("<I", STRING) + _string(value)
-    if isinstance(value, bytes):  # an array of bytes
-        return struct.pack("<IIQ", ARRAY, _TYPE_IDS["u8"], len(value)) + value
-    if isinstance(value, (list, tuple)):
-        return struct.pack("<I", ARRAY) + _array(key, value)
-    kind = _scalar_type(key, [value])
-    return struct.pack("<I" + SCALARS[kind][1], kind, value)
-
-
-def _array(key: str, values: Sequence[Any]) -> bytes:
-    if not values or isinstance(values[0], str):
-        return struct.pack("<IQ", STRING, len(values)) + b"".join(map(_string, values))
-    kind = _scalar_type(key, values, signed=True)
-    layout = f"<IQ{len(values)}{SCALARS[kind][1]}"
-    return struct.pack(layout, kind, len(values), *values)
-
-
-def _scalar_type(key: str, values: Iterable[Any], *, signed: bool = False) -> int:
-    values = list(values)
-    if all(isinstance(v, bool) for v in values):
-        return _TYPE_IDS["bool"]
-    if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-        low, high = min(values), max(values)
-        if low >= 0 and high < 1 << 32 and not signed:
-            return _TYPE_IDS["u32"]
-        if low >= -(1 << 31) and high < 1 << 31:
-            return _TYPE_IDS["i32"]
-        return _TYPE_IDS["i64" if low < 0 else "u64"]
-    if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        return _TYPE_IDS["f32"]
-    kinds = ", ".join(sorted({type(v).__name__ for v in values}))
-    raise AprError(key, f"GGUF has no type for a value of {kinds}")

@@ -30,7 +30,6 @@ GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
 TRAINING = "apr-training.json"  # ours: name, licence and training record, which config.json lacks
 MAX_JSON = 256 << 20  # bytes; a config or index beyond this is no config
-# Buffers that old transformers saved and computes anew on loading; they hold nothing learned.
 HEAD = "lm_head.weight"
 # Entries of config.json that are stated anew when a folder is written, or that mean nothing in
 # another folder: ids come from the tokenizer, types from the tensors, code is not carried along.
@@ -39,6 +38,7 @@ _STATED = frozenset({
     "dtype", "transformers_version", "_name_or_path", "rope_scaling", "rope_parameters", "auto_map",
     "quantization_config",
 })  # fmt: skip
+# Buffers that old transformers saved and computes anew on loading; they hold nothing learned.
 _COMPUTED = ("rotary_emb.inv_freq", "attn.masked_bias")
 
 

@@ -16,13 +16,13 @@ import numpy as np
 from apr import families
 from apr.atomic import atomic_directory
 from apr.dtypes import DTYPES, DType
-from apr.errors import AprError, ModelLoadError, StrPath, UsageError
+from apr.errors import AprError, InvalidFormat, StrPath, UsageError
 from apr.families import TensorSpec
 from apr.formats import recipes
 from apr.formats.hf_reader import CONFIG, GENERATION, INDEX, SINGLE, TRAINING
 from apr.formats.opened import OpenedModel
 from apr.formats.streaming import Progress, Sources, chosen_dtype, requested_dtype, write_tensor
-from apr.quant import encode
+from apr.quant import encode, error_figures
 from apr.tensors import Tensor
 
 SHARD_BYTES = 5 * 10**9  # transformers' own default
@@ -74,14 +74,7 @@ def write_hf_into(
     if shard_bytes < 1:
         raise UsageError("--shard-size", f"{shard_bytes} bytes hold no tensor", "write 5GB or more")
     model.check_tensors()
-    tokenizer = model.require_tokenizer()
-    if tokenizer.vocab_size > model.architecture.vocab_size:
-        raise ModelLoadError(
-            model.path,
-            f"its tokenizer has {tokenizer.vocab_size} tokens, the embedding has "
-            f"{model.architecture.vocab_size} rows",
-            "the model cannot take every token that this tokenizer gives",
-        )
+    tokenizer = model.fitting_tokenizer()
     sources = Sources()
     tensors, dtype = hf_tensors(model, quantize, sources)
     config = hf_config(model, dtype)
@@ -163,9 +156,6 @@ def _fits(tensor: Tensor, dtype: DType) -> bool:
     """Whether every value of a small tensor is the same in another type."""
     if tensor.dtype == dtype or dtype.name == "F32":
         return True
-    from apr.errors import InvalidFormat
-    from apr.quant import error_figures
-
     values = tensor.float32()
     try:
         return error_figures(values, dtype, encode(dtype, values)).exact

@@ -9,16 +9,17 @@ remains (6.25e-7 instead of 1e-6) is measured in docs/spec/families.md. Other re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from apr import families
 from apr.architecture import Architecture
-from apr.dtypes import DTYPES, DType
+from apr.dtypes import DTYPES
 from apr.errors import InvalidFormat, StrPath
-from apr.families import TensorSpec, latent_gguf
+from apr.families import latent_gguf
+from apr.formats.recipes import Choose
 from apr.mapped import release
 from apr.tensors import Bytes, Tensor
 
@@ -30,7 +31,7 @@ _MOST = 24  # exponent; beyond it no epsilon makes sense
 def exponent(
     architecture: Architecture,
     tensors: Mapping[str, Tensor],
-    choose: Callable[[Tensor, TensorSpec], DType],
+    choose: Choose,
 ) -> int:
     """The exponent for a file, 0 for none: none is needed, or a type would not take it exactly.
 

@@ -67,6 +67,21 @@ class OpenedModel:
             )
         return self.tokenizer
 
+    def fitting_tokenizer(self) -> Tokenizer:
+        """The tokenizer, for writing it beside the weights.
+
+        Raises:
+            ModelLoadError: the file has none, or one with more tokens than the embedding has rows.
+        """
+        tokenizer, rows = self.require_tokenizer(), self.architecture.vocab_size
+        if tokenizer.vocab_size > rows:
+            raise ModelLoadError(
+                self.path,
+                f"its tokenizer has {tokenizer.vocab_size} tokens, the embedding has {rows} rows",
+                "the model cannot take every token that this tokenizer gives",
+            )
+        return tokenizer
+
     def check_tensors(self) -> None:
         """Compare the tensors with what the family requires.
 

@@ -1,15 +1,15 @@
 """How a canonical tensor is made of the tensors of another world, and those of it.
 
 A family's contract names a recipe for each tensor that is not simply the same under another name.
-Recipes that move whole rows or whole matrices work on stored bytes, so blocks of quantized types
-stay as they are; the others need elements, and decode a quantized source to float32 first.
+Recipes that move whole rows or whole matrices work on stored bytes (`rows.py`); the others need
+elements, and decode a quantized source to float32 first.
 All of them are exact, but for the rounding of `plus_one`, whose losses the file states. Sources:
 transformers' model files, llama.cpp's convert_hf_to_gguf.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from apr.architecture import Architecture
 from apr.dtypes import DTYPES, DType
-from apr.errors import InvalidFormat
 from apr.families import Place, TensorSpec
 from apr.formats import mxfp4
+from apr.formats.rows import element, permuted, stacked
 from apr.mapped import release
 from apr.quant import recoded
 from apr.tensors import Bytes, Tensor
@@ -63,7 +63,7 @@ def read(
     if recipe == "stack":
         assert place.index is not None
         fits = first.shape == (place.fellows, *spec.shape)
-        return _element(first, place.index) if fits else first
+        return element(first, place.index) if fits else first
     if recipe == "transpose":
         return _computed(spec.name, spec.shape, parts, lambda a: a[0].T, first.shape[::-1])
     if recipe == "plus_one":
@@ -203,51 +203,13 @@ def _minus_one(stored: Tensor, stated: Sequence[float] | None) -> Tensor:
     return replace(stored, dtype=DTYPES["F32"], load=load, stream=None)
 
 
-def row_order(rows: int, heads: int, width: int = 0, *, to_gguf: bool) -> npt.NDArray[np.int64]:
-    """Where each row of the result comes from, `[rows]`.
-
-    Hugging Face turns the two halves of a head against each other (row i with row i + d/2), GGUF's
-    `llama` and `deepseek2` turn neighbours (row 2i with 2i + 1). Where only the last `width` rows
-    of each head turn, the others stay.
-    """
-    index = np.arange(rows, dtype=np.int64).reshape(heads, -1)
-    turning = index[:, -width:]  # all for a width of 0
-    pairs = turning.reshape((heads, 2, -1) if to_gguf else (heads, -1, 2))
-    index[:, -width:] = pairs.swapaxes(1, 2).reshape(heads, -1)
-    return index.reshape(-1)
-
-
-def permuted(tensor: Tensor, heads: int, width: int = 0, *, to_gguf: bool) -> Tensor:
-    """The tensor with its rows reordered when it is loaded (a copy of this one tensor).
-
-    Raises:
-        InvalidFormat: the rows are not two halves for each head, or the type has no rows.
-    """
-    rows = tensor.shape[0]
-    if heads < 1 or rows % heads or (width or rows // heads) % 2:
-        raise InvalidFormat(
-            tensor.name, f"has {rows} rows, which are not {heads} heads of an even width"
-        )
-
-    def load() -> Bytes:
-        stored = tensor.raw()
-        order = row_order(rows, heads, width, to_gguf=to_gguf)
-        reordered = stored.reshape(rows, -1)[order].reshape(-1)
-        release(stored)
-        return reordered
-
-    if tensor.dtype.header_bytes or (tensor.dtype.name == "APR_Q4" and tensor.shape[-1] % 32):
-        raise InvalidFormat(tensor.name, f"{tensor.dtype.name} rows cannot be reordered as bytes")
-    return Tensor(tensor.name, tensor.dtype, tensor.shape, load)
-
-
 def _whole_rows(
     world: World, members: Sequence[TensorSpec], tensors: dict[str, Tensor], choose: Choose
 ) -> Tensor:
     first = place_of(members[0], world)
     source = tensors[members[0].name]
     if first.recipe == "stack":
-        return _stacked([recoded(tensors[m.name], choose(tensors[m.name], m)) for m in members])
+        return stacked([recoded(tensors[m.name], choose(tensors[m.name], m)) for m in members])
     dtype = choose(source, members[0])
     if first.recipe == "plain":
         return recoded(source, dtype)
@@ -256,38 +218,6 @@ def _whole_rows(
     if source.dtype.header_bytes or source.dtype.name == "APR_Q4":  # no rows of their own
         return permuted(recoded(source, dtype), first.count, first.width, to_gguf=True)
     return recoded(permuted(source, first.count, first.width, to_gguf=True), dtype)
-
-
-def _element(tensor: Tensor, index: int) -> Tensor:
-    """One element along the first dimension: a view of the stored bytes."""
-    size = tensor.nbytes // tensor.shape[0]
-
-    def load() -> Bytes:
-        return tensor.raw()[index * size : (index + 1) * size]
-
-    return Tensor(tensor.name, tensor.dtype, tensor.shape[1:], load)
-
-
-def _stacked(members: Sequence[Tensor]) -> Tensor:
-    """Equal tensors after each other along a new first dimension."""
-    kinds = {member.dtype.name for member in members}
-    if len(kinds) > 1:
-        raise InvalidFormat(
-            members[0].name,
-            f"and its fellow experts are stored as {' and '.join(sorted(kinds))}, but share one "
-            "tensor of one type there",
-            "say one type for all with --quantize",
-        )
-    first = members[0]
-
-    def stream() -> Iterator[Bytes]:
-        for member in members:
-            yield from member.chunks()
-
-    def load() -> Bytes:
-        return np.concatenate([member.raw() for member in members])
-
-    return Tensor(first.name, first.dtype, (len(members), *first.shape), load, stream)
 
 
 def _elements(tensor: Tensor) -> npt.NDArray[Any]:
@@ -353,11 +283,11 @@ def _computed_parts(
             _computed(first.name, v_shape, [first], lambda a: of_heads(a)[:, nope:], v_shape),
         ]  # fmt: skip
     if recipe == "stack_transpose":
-        return [_stacked(_each(members, 1))]
+        return [stacked(_each(members, 1))]
     assert recipe == "interleaved"
     half = len(members) // 2
     pairs = [part for pair in zip(members[:half], members[half:], strict=True) for part in pair]
-    return [_stacked(_each(pairs, 2))]
+    return [stacked(_each(pairs, 2))]
 
 
 def _each(members: Sequence[Tensor], together: int) -> list[Tensor]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from apr.architecture import Architecture
+from apr.architecture import FULL, SLIDING, Architecture
 from apr.model.attention import Angles, Attention
 from apr.model.cache import CacheRows, KVCache, positions
 from apr.model.mla import LatentAttention
 from apr.model.mlp import MLP
 from apr.model.moe import MoE
 from apr.model.norms import make_norm
-from apr.model.rotary import FULL, SLIDING, Rotary
+from apr.model.rotary import Rotary
 
 
 class Block(nn.Module):

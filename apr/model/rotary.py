@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from apr import rope
-from apr.architecture import Architecture
+from apr.architecture import FULL, SLIDING, Architecture
 
-FULL, SLIDING = "full_attention", "sliding_attention"
 _CPU = torch.device("cpu")  # frequencies are computed there, whatever the default device is
 
 

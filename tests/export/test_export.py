@@ -20,7 +20,7 @@ from apr.errors import (
     UsageError,
 )
 from apr.export import export, proof_path
-from apr.formats import gguf_writer, hf_writer, open_model, recipes
+from apr.formats import gguf_container, gguf_writer, hf_writer, open_model, recipes
 
 QUICK = {"peers": False, "threads": 2}
 
@@ -269,7 +269,7 @@ def test_full_disk_is_an_error_that_leaves_nothing(tiny_apr, out, monkeypatch, f
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    module = gguf_writer if format == "gguf" else hf_writer
+    module = gguf_container if format == "gguf" else hf_writer
     monkeypatch.setattr(module, "write_tensor", full)
     with pytest.raises(StorageError, match="no space left") as caught:
         export(tiny_apr, out.with_suffix(""), format=format, **QUICK)

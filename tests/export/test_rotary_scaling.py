@@ -10,11 +10,12 @@ from apr_tiny import make_architecture, make_tokenizer, write_tiny
 from apr import engine, families, rope
 from apr.errors import GateFailed, InvalidFormat
 from apr.export import export, peers
-from apr.families import rotary
+from apr.families import rotary_gguf
 from apr.formats import open_model
+from apr.formats.gguf_container import write_container
 from apr.formats.gguf_model import ROPE_SCALING
 from apr.formats.gguf_reader import GgufFile
-from apr.formats.gguf_writer import write_container, write_gguf
+from apr.formats.gguf_writer import write_gguf
 
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -49,7 +50,7 @@ IN_GGUF = [
     (family, scaling)
     for family in ("llama", "qwen3")
     for scaling in SCALINGS
-    if rotary.gguf_form(make_architecture(family=family, rope_scaling=scaling, head_dim=16))
+    if rotary_gguf.gguf_form(make_architecture(family=family, rope_scaling=scaling, head_dim=16))
 ]
 PRE = make_tokenizer()
 
@@ -170,7 +171,7 @@ def test_a_ramp_of_its_own_is_only_an_obstacle_where_it_comes_out_otherwise():
         make_architecture(family="qwen2", rope_scaling=scaling, head_dim=16)
         for scaling in (yarn(beta_fast=4), RAMP)
     )
-    assert rotary.gguf_form(same) == "keys" and not families.gguf_obstacles(same)
+    assert rotary_gguf.gguf_form(same) == "keys" and not families.gguf_obstacles(same)
     (obstacle,) = families.gguf_obstacles(other)
     assert obstacle.computed == {"rope_scaling": yarn(factor=3.3)}  # for --allow-inexact
 

@@ -172,7 +172,7 @@ def test_several_missing_sizes_are_named_together():
             "mscale_all_dim",
         ),
         ("glm4_moe_lite", {"first_k_dense_replace": 2}, "first_k_dense_replace is 2"),
-        ("glm4_moe_lite", {"mlp_layer_types": ["dense"]}, "1 entries for 5 layers"),
+        ("glm4_moe_lite", {"mlp_layer_types": ["dense"]}, "names 1 layers, the model has 5"),
         ("glm4_moe_lite", {"mlp_layer_types": ["moe"] * 5}, "mlp_layer_types"),
         ("glm4_moe_lite", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method is 'noaux_tc'"),

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from apr.errors import CorruptFile, InvalidFormat, ModelLoadError, NotFound
 from apr.formats import open_model, write_gguf, write_hf
-from apr.formats.recipes import row_order
+from apr.formats.rows import row_order
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_missing_paths_and_folders_without_a_model_are_not_found(tmp_path):
 def rewritten(path, target, change):
     """A GGUF file with its fields and tensors changed; `change(fields, tensors)`."""
     from apr.formats import GgufFile
-    from apr.formats.gguf_writer import write_container
+    from apr.formats.gguf_container import write_container
 
     file = GgufFile.open(path)
     fields, tensors = dict(file.fields), dict(file.tensors)

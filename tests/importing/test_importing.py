@@ -169,8 +169,8 @@ def test_blocks_that_gguf_made_are_kept_and_mean_what_gguf_says(tiny_apr, tmp_pa
     import gguf
 
     from apr.dtypes import DTYPES
+    from apr.formats.gguf_container import write_container
     from apr.formats.gguf_reader import GgufFile
-    from apr.formats.gguf_writer import write_container
     from apr.tensors import Tensor
 
     export(tiny_apr, tmp_path / "m.gguf", format="gguf", **QUICK)
@@ -335,8 +335,8 @@ def test_folder_without_a_model_is_not_found(tmp_path):
 
 
 def test_damaged_gguf_lists_tensors_and_token_list(tiny_apr, tmp_path):
+    from apr.formats.gguf_container import write_container
     from apr.formats.gguf_reader import GgufFile
-    from apr.formats.gguf_writer import write_container
 
     export(tiny_apr, tmp_path / "m.gguf", format="gguf", **QUICK)
     file = GgufFile.open(tmp_path / "m.gguf")
@@ -353,8 +353,8 @@ def test_damaged_gguf_lists_tensors_and_token_list(tiny_apr, tmp_path):
 
 
 def test_part_of_a_split_gguf_is_named_as_such(tiny_apr, tmp_path):
+    from apr.formats.gguf_container import write_container
     from apr.formats.gguf_reader import GgufFile
-    from apr.formats.gguf_writer import write_container
 
     export(tiny_apr, tmp_path / "m.gguf", format="gguf", **QUICK)
     file = GgufFile.open(tmp_path / "m.gguf")

@@ -12,7 +12,7 @@ from apr.checkpoint import AprFile, write_apr
 from apr.cli.inspect_view import escaped, show
 from apr.errors import CorruptFile, InvalidFormat, NotFound
 from apr.formats import GgufFile, open_model, write_gguf, write_hf
-from apr.formats.gguf_writer import write_container
+from apr.formats.gguf_container import write_container
 from apr.inspect import inspect
 from apr.inspect.quality import CHECKS, judge
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from apr import rope
-from apr.architecture import Architecture
+from apr.architecture import FULL, SLIDING, Architecture
 from apr.model.cache import KVCache
 from apr.model.decoder import Decoder, initialize
-from apr.model.rotary import FULL, SLIDING, Rotary, rotate
+from apr.model.rotary import Rotary, rotate
 
 transformers = pytest.importorskip("transformers")
 ORIGINAL = 32

@@ -10,7 +10,7 @@ import torch
 from apr import contracts, qa
 from apr.engine.engine import Engine, Session
 from apr.formats import open_model, write_gguf, write_hf
-from apr.formats.recipes import permuted
+from apr.formats.rows import permuted
 from apr.qa import behaviour, output, weights
 from apr.qa.subject import Settings, Subject
 from apr.tensors import from_array, from_torch

@@ -15,7 +15,8 @@ from apr import engine
 from apr.dtypes import DTYPES
 from apr.export import peers
 from apr.formats import open_model
-from apr.formats.gguf_writer import gguf_fields, gguf_tensors, write_container, write_gguf
+from apr.formats.gguf_container import write_container
+from apr.formats.gguf_writer import gguf_fields, gguf_tensors, write_gguf
 from apr.importing import import_model
 from apr.quant import ggml
 from apr.tensors import Tensor
