@@ -265,12 +265,15 @@ def _log_probabilities(logits: Any) -> Floats:
 
 
 def _nats(logits: Any, targets: chunks.Ids) -> Floats:
-    """Nats of each target, `[scored]`."""
+    """Nats of each target, `[scored]`; exponentials in float32, sums in float64, as llama.cpp."""
     out = np.empty(len(targets))
     for start in range(0, len(targets), _ROWS):
-        part = _log_probabilities(logits[start : start + _ROWS])
+        part = logits[start : start + _ROWS]
         wanted = targets[start : start + _ROWS]
-        out[start : start + _ROWS] = -part[np.arange(len(wanted)), wanted]
+        top = part.max(axis=1)
+        total = np.exp(part - top[:, None]).sum(axis=1, dtype=np.float64)
+        given = part[np.arange(len(wanted)), wanted].astype(np.float64)
+        out[start : start + _ROWS] = np.log(total) - (given - top)
     return out
 
 
