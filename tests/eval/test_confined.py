@@ -93,10 +93,11 @@ def test_a_child_that_sleeps_is_gone_afterwards():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a parent's death is signalled on Linux alone")
-def test_it_ends_with_the_process_that_judges():
+def test_it_ends_with_the_process_that_judges(tmp_path):
     """Killed without a chance to clean up, no program that it judges lives on."""
     code = "from apr.eval.confined import *; judge('while True: pass', Limits(seconds=500))"
-    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ})
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # its folder stays behind
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
     deadline = time.monotonic() + 30
     while len(children()) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
