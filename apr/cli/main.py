@@ -56,6 +56,12 @@ class _Verbs(TyperGroup):
         command.name = cmd_name
         return command
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # typer would leave with 130 and without a word
+            raise Interrupted("apr", "stopped by the user") from None
+
 
 app = typer.Typer(
     cls=_Verbs,

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from apr import eval as evaluating
 from apr.cli.main import run
 
 PROBLEM = {"task_id": "T/0", "prompt": "def f(x):\n", "entry_point": "f",
@@ -73,3 +74,19 @@ def test_what_cannot_be_is_one_line_and_its_exit_code(
     assert err.count("\n") == 0
     assert run([*call, "--json"]) == code
     assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == code
+
+
+def test_an_interrupt_is_one_line_and_leaves_no_record(
+    tiny_apr, text_file, capsys, monkeypatch, tmp_path
+):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    record = tmp_path / "record.json"
+    monkeypatch.setattr(evaluating, "perplexity", stopped)
+    call = ["eval", str(tiny_apr), "--dataset", str(text_file), "--output", str(record), "--json"]
+    assert run(call) == 130
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["error"]["kind"] == "interrupted"
+    assert captured.err.strip() == "error: apr: stopped by the user"
+    assert not record.exists()
