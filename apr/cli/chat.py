@@ -90,8 +90,6 @@ def chat(
             whole = shell.ask(asked).generation.stop_reason != "interrupted"
     document = conversation.to_json(shell.answers)
     if not whole:
-        raise Interrupted(
-            model, "stopped by the user", "what was said so far is kept", document
-        )
+        raise Interrupted(model, "stopped by the user", "what was said so far is kept", document)
     if as_json:
         print(json.dumps(document))
