@@ -35,6 +35,7 @@ def explain(error: OSError, target: StrPath) -> StorageError:
         errno.EACCES: "choose a folder that can be written to",
         errno.EPERM: "choose a folder that can be written to",
         errno.ENOTDIR: "a part of the path is a file, not a folder",
+        errno.EEXIST: "a part of the path is a file, not a folder",
     }
     text = (error.strerror or str(error)).lower()
     return StorageError(target, f"cannot be written ({text})", hints.get(error.errno or 0, ""))

@@ -91,11 +91,12 @@ def _folder(path: Path) -> OpenedModel:
     if config is None and weights is None and isinstance(found.errors[0], NotFound):
         pickled = [e for e in found.errors[1:] if "pickle" in e.what]
         raise pickled[0] if pickled else found.errors[0]
-    architecture = None
+    architecture, readable = None, True
     if config is not None:
         architecture = found.ask(lambda: hf.read_architecture(path, config))
         method = _quantized(config)
-        if method not in (None, MXFP4):  # whose tensors the recipes read
+        readable = method in (None, MXFP4)  # whose tensors the recipes read
+        if not readable:
             found.errors.append(
                 InvalidFormat(
                     path / hf.CONFIG,
@@ -106,7 +107,7 @@ def _folder(path: Path) -> OpenedModel:
     if architecture is not None and architecture.tie_word_embeddings and weights is not None:
         found.ask(lambda: hf.require_same_head(path, weights, architecture))
     tensors = None
-    if architecture is not None and weights is not None:
+    if architecture is not None and weights is not None and readable:
         tensors = hf.canonical_tensors(weights, architecture)
     missing = "has no tokenizer (tokenizer.json or tokenizer.model)"
     _judge(found, architecture, tensors, lambda: hf.read_tokenizer(path), missing)

@@ -135,6 +135,7 @@ def test_an_interrupted_json_document_is_whole(endless_apr):
     assert process.returncode == 130
     assert document["statistics"]["stop_reason"] == "interrupted"
     assert document["text"]
+    assert document["error"]["kind"] == "interrupted"
 
 
 @pytest.mark.slow
