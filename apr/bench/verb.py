@@ -52,6 +52,8 @@ def run(
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    kernels: str | None = None,
+    cache: str | None = None,
     floor: float | None = None,
     progress: Progress | None = None,
 ) -> Record:
@@ -63,6 +65,8 @@ def run(
         device: as in `apr.engine.load`.
         dtype: likewise.
         threads: likewise.
+        kernels: likewise.
+        cache: likewise.
         floor: decode speed to hold the median against, tokens per second.
         progress: called with a line before each step.
 
@@ -72,7 +76,7 @@ def run(
         NotFound, InvalidFormat, ModelLoadError, FeatureUnavailable: it could not be loaded.
     """
     sizes = _check(sizes or Sizes(), floor)
-    loaded = _load(path, device, dtype, threads, progress)
+    loaded = _load(path, (device, dtype, threads, kernels, cache), progress)
     tests = _tests([loaded], sizes)
     rows = _measure([loaded], tests, sizes.repetitions, progress)[0]
     return _record(loaded, rows, floor)
@@ -86,12 +90,15 @@ def compare(
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    kernels: str | None = None,
+    cache: str | None = None,
     floor: float | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Measure two files in turns (A B, B A, ...) and pair their samples. As `run` otherwise."""
     sizes = _check(sizes or Sizes(), floor)
-    both = [_load(p, device, dtype, threads, progress) for p in (path, against)]
+    asked = (device, dtype, threads, kernels, cache)
+    both = [_load(p, asked, progress) for p in (path, against)]
     tests = _tests(both, sizes)
     first, second = _measure(both, tests, sizes.repetitions, progress)
     ratios = tuple(
@@ -124,9 +131,7 @@ def _check(sizes: Sizes, floor: float | None) -> Sizes:
 
 def _load(
     path: StrPath,
-    device: str | None,
-    dtype: str | None,
-    threads: int | None,
+    asked: tuple[str | None, str | None, int | None, str | None, str | None],
     progress: Progress | None,
 ) -> _Loaded:
     from apr import engine
@@ -135,7 +140,7 @@ def _load(
     if progress is not None:
         progress(f"loading {path}")
     model = open_model(path)
-    loaded = engine.load(model, device, dtype, threads)
+    loaded = engine.load(model, *asked)
     return _Loaded(model, loaded, file_sha256(Path(path)), [])
 
 
@@ -233,12 +238,8 @@ def streamed_bytes(engine: Engine, steps: int) -> float:
     The cache counts at the mean depth of `steps` steps after one token. A tied embedding is the
     head as well, so it is read whole.
     """
-    plan, arch = engine.plan, engine.architecture
-    element = engine.dtype.itemsize
-    weights = float(plan.weight_bytes)
-    if not arch.tie_word_embeddings:
-        weights -= (arch.vocab_size - 1) * arch.hidden_size * element
-    return weights + costs.cache_bytes_per_token(arch, element) * (steps + 3) / 2
+    weights = engine.plan.weight_bytes - engine.looked_up_bytes
+    return weights + engine.cache_bytes_per_token * (steps + 3) / 2
 
 
 def _record(loaded: _Loaded, rows: Sequence[Row], floor: float | None) -> Record:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import typer
 
+from apr.cli import generation_options as options
 from apr.errors import AprError, UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -37,13 +38,15 @@ def bench(
     dtype: str | None = typer.Option(
         None, "--dtype", help="float32, bfloat16 or float16; default: as the file stores."
     ),
-    threads: int | None = typer.Option(None, "-t", "--threads", help="CPU threads."),
+    threads: options.Threads = None,
+    kernels: options.Kernels = None,
+    cache: options.Cache = None,
 ) -> None:
     """Measure prefill and decode apart: median, spread, raw samples, receipt."""
     style = "json" if as_json else output
     try:
         _bench(file, tuple(prompt), tuple(decode), repetitions, against, floor, style, record,
-               force, device, dtype, threads)  # fmt: skip
+               force, device, dtype, threads, kernels, cache)  # fmt: skip
     except AprError as error:
         if style == "json" and "--json" not in sys.argv:  # main prints it for --json
             print(json.dumps(error.as_json()))
@@ -63,6 +66,8 @@ def _bench(
     device: str | None,
     dtype: str | None,
     threads: int | None,
+    kernels: str | None,
+    cache: str | None,
 ) -> None:
     from functools import partial
 
@@ -85,6 +90,8 @@ def _bench(
             device=device,
             dtype=dtype,
             threads=threads,
+            kernels=kernels,
+            cache=cache,
             floor=floor,
             progress=status.update,
         )

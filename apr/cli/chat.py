@@ -39,6 +39,8 @@ def chat(
     device: options.Device = None,
     dtype: options.Dtype = None,
     threads: options.Threads = None,
+    kernels: options.Kernels = None,
+    cache: options.Cache = None,
 ) -> None:
     """Talk with a model. Without --temperature it samples as its generation config says, else takes
     the most likely token. /? at the prompt lists the commands.
@@ -62,7 +64,9 @@ def chat(
         with Console(stderr=True).status("loading"):
             found = open_model(model)
             chosen = ChatTemplate.of(found.require_tokenizer(), template, model)
-            opened = open_text_model(found, device=device, dtype=dtype, threads=threads)
+            opened = open_text_model(
+                found, device=device, dtype=dtype, threads=threads, kernels=kernels, cache=cache
+            )
         conversation = Conversation(
             opened,
             chosen,

@@ -38,6 +38,8 @@ def run(
     device: options.Device = None,
     dtype: options.Dtype = None,
     threads: options.Threads = None,
+    kernels: options.Kernels = None,
+    cache: options.Cache = None,
 ) -> None:
     """Continue a prompt, greedily unless --temperature says otherwise."""
     from rich.console import Console
@@ -52,7 +54,9 @@ def run(
     with signals_as_interrupt():
         text = read_prompt(prompt, file)
         with Console(stderr=True).status("loading"):
-            opened = open_text_model(model, device=device, dtype=dtype, threads=threads)
+            opened = open_text_model(
+                model, device=device, dtype=dtype, threads=threads, kernels=kernels, cache=cache
+            )
         screen = Screen(sys.stdout)
         if echo and not as_json:
             screen.write(text)
