@@ -426,6 +426,8 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.relative_to(ROOT)}")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
+    if args.write and (args.families or args.case or args.no_llama_cpp):
+        parser.error("--write writes the whole table: leave out families, --case, --no-llama-cpp")
     chosen = [c for c in cases(*args.families) if not args.case or args.case in c.name]
     if not chosen:
         print("no such case", file=sys.stderr)
@@ -451,14 +453,20 @@ def versions() -> dict[str, Any]:
     from apr.receipt import receipt
 
     own = receipt("cpu")
+
+    def version(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "absent"
+
     packages = ("torch", "transformers", "llama-cpp-python")
-    known = {d.name: d.version for d in metadata.distributions() if d.name in packages}
     return {
         "command": "python scripts/parity.py --write",
-        "packages": ", ".join(f"{name} {known.get(name, 'absent')}" for name in packages),
-        "commit": own.get("commit"),
-        "hardware": own.get("hardware") or own.get("cpu"),
-        "date": own.get("created_at") or own.get("date"),
+        "packages": ", ".join(f"{name} {version(name)}" for name in packages),
+        "commit": own["commit"],
+        "hardware": f"{own['cpu']}, {own['cores']} cores",
+        "date": own["timestamp"],
     }
 
 

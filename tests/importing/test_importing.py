@@ -445,4 +445,8 @@ def test_a_config_with_nan_or_in_another_encoding_is_no_json(broken, tmp_path):
     config.write_bytes(honest.replace(b'"hidden_size"', b'"x": NaN, "hidden_size"'))
     assert "NaN" in refused(InvalidFormat, broken, tmp_path)
     config.write_bytes(honest.replace(b'"silu"', b'"s\xefl\xfb"'))
-    assert "config.json: is no valid JSON" in refused(InvalidFormat, broken, tmp_path)
+    line = refused(InvalidFormat, broken, tmp_path)
+    assert "config.json: is no valid JSON" in line and "problems:" not in line  # said once
+    (broken / "tokenizer.json").write_text("{")
+    line = refused(InvalidFormat, broken, tmp_path)
+    assert line.count("config.json") == 1 and "2 problems:" in line and "tokenizer.json: " in line
