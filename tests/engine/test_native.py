@@ -193,3 +193,15 @@ def test_what_does_not_go_together_is_an_error_and_never_something_else(build):
     )
     with pytest.raises(FeatureUnavailable, match="no kernel for hidden_act mish; .*--kernels torc"):
         engines.load(clamped, device="cpu", kernels="native")
+
+
+def test_a_key_that_is_no_number_is_never_hidden_by_the_softmax(build):
+    _, model = build()
+    name = "model.layers.1.self_attn.k_proj.weight"
+    values = model.tensors[name].float32().copy()
+    values[0, 0] = np.nan
+    tensors = {**model.tensors, name: from_torch(name, torch.from_numpy(values))}
+    for kernels in SETS:
+        broken = dataclasses.replace(model, tensors=tensors)
+        logits = engines.load(broken, device="cpu", kernels=kernels, threads=1).logits([1, 2, 3])
+        assert np.isnan(logits).all(), kernels
