@@ -184,11 +184,28 @@ def _ours(case: Case, row: Row, source: Path, prompt: list[int], theirs: Any) ->
     steps += [session.decode(i) for i in prompt[first:last]]
     rest = session.prefill(prompt[last:])
     row.cached = max(_far(np.stack(steps), logits[first - 1 : last]), _far(rest, logits[-1]))
+    batched = _batched(loaded, prompt, first)
+    if not batched <= OURS:
+        row.problems.append(f"a batch differs from its sequences alone by {batched:.1e}")
     if not row.ours <= OURS:
         row.problems.append(f"ours differs from transformers by {row.ours:.1e}")
     if not row.cached <= OURS:
         row.problems.append(f"steps with a cache differ by {row.cached:.1e}")
     return opened
+
+
+def _batched(loaded: Any, prompt: list[int], first: int) -> float:
+    """How far steps of sequences of unequal lengths together are from each one's own."""
+    starts = [first, first + 9, first + 20]
+    alone, together = ([loaded.session() for _ in starts] for _ in range(2))
+    for session, start in zip([*alone, *together], [*starts, *starts], strict=True):
+        session.prefill(prompt[:start])
+    far = []
+    for step in range(6):
+        ids = [prompt[start + step] for start in starts]
+        single = [session.decode(id) for session, id in zip(alone, ids, strict=True)]
+        far.append(_far(loaded.decode_batch(together, ids), np.stack(single)))
+    return max(far)
 
 
 def _import(source: Path, target: Path) -> None:

@@ -18,7 +18,7 @@ FLOORS = [
     {"formats"},
     {"model"},
     {"data", "engine"},
-    {"train", "qa", "bench", "export", "inspect"},
+    {"train", "qa", "bench", "export", "inspect", "chat", "eval"},
     {"importing", "diff"},
     {"demo"},
     {"cli"},

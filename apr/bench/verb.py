@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from apr.bench.timing import Samples, warm_up
 from apr.bench.workload import Workload
 from apr.errors import AprError, InferenceError, StrPath, UsageError
 from apr.model import costs
-from apr.receipt import receipt
+from apr.receipt import file_sha256, receipt
 
 if TYPE_CHECKING:
     from apr.engine import Engine
@@ -269,16 +268,3 @@ def _record(loaded: _Loaded, rows: Sequence[Row], floor: float | None) -> Record
         notes=tuple(notes),
         floor=Floor(floor, decode.tokens_per_second) if floor is not None and decode else None,
     )
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over the sorted lines `sha256  name` of its files."""
-    if path.is_dir():
-        lines = [
-            f"{file_sha256(p)}  {p.name}\n"
-            for p in sorted(path.iterdir())
-            if p.is_file() and not p.name.startswith(".")
-        ]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

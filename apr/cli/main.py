@@ -25,8 +25,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "The whole pipeline in one command, on an embedded corpus."),
     "tokenize": ("tokenize", "Train a tokenizer; turn text into token shards."),
     "pretrain": ("pretrain", "Train a model from a corpus, behind the budget gate."),
+    "run": ("run", "Continue a prompt; the text streams to the terminal."),
+    "chat": ("chat", "Talk with a model, through its own chat template."),
     "qa": ("qa", "Judge a checkpoint by gates; exit 5 if one fails."),
     "bench": ("bench", "Measure prefill and decode, with the receipt."),
+    "eval": ("eval_", "Perplexity of text, or pass@k of the code that a model writes."),
     "import": ("import_", "Make one .apr file of a Hugging Face folder or a GGUF, proven."),
     "export": ("export", "Write GGUF or a Hugging Face folder, and prove it."),
     "inspect": ("inspect", "Show what a file holds and what it lacks, without reading weights."),
@@ -53,6 +56,12 @@ class _Verbs(TyperGroup):
         command = get_command(app)
         command.name = cmd_name
         return command
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # typer would leave with 130 and without a word
+            raise Interrupted("apr", "stopped by the user") from None
 
 
 app = typer.Typer(

@@ -6,9 +6,14 @@ What really runs (device, kernels, dtypes, threads) is in `Engine.plan` and nowh
 
 from __future__ import annotations
 
-from apr.engine.engine import Engine, Generation, Session, load
+from apr.engine.engine import Engine, Session, load
+from apr.engine.generation import Generation
+from apr.engine.loop import GenerationStopped
 from apr.engine.plan import Plan
-from apr.engine.sampling import Sampler
-from apr.engine.streaming import StreamDecoder
+from apr.engine.sampling import Sampler, Sampling
+from apr.engine.streaming import StreamDecoder, TextStream
 
-__all__ = ["Engine", "Generation", "Plan", "Sampler", "Session", "StreamDecoder", "load"]
+__all__ = [
+    "Engine", "Generation", "GenerationStopped", "Plan", "Sampler", "Sampling", "Session",
+    "StreamDecoder", "TextStream", "load",
+]  # fmt: skip

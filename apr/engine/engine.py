@@ -6,59 +6,33 @@ Logits come out as float32 numpy arrays whatever the model computes in. All comp
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from apr import receipt
+from apr import receipt, rope
 from apr.architecture import Architecture
 from apr.device import pick_device
+from apr.engine import loop
+from apr.engine.generation import Generation
+from apr.engine.loop import Writing
 from apr.engine.plan import Plan, choose_dtype, stored_types
-from apr.engine.sampling import Sampler
+from apr.engine.sampling import Sampler, Sampling
+from apr.engine.streaming import TextStream
 from apr.engine.weights import build
 from apr.errors import AprError, InferenceError, StrPath, UsageError
 from apr.formats.opened import OpenedModel
-from apr.model.cache import KVCache
+from apr.model.cache import CacheRows, KVCache
 from apr.model.decoder import Decoder
 
 if TYPE_CHECKING:
     from apr.tokenizer import Tokenizer
 
 Logits = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What was generated. `ids` leave out prompt and stop token; times are wall-clock seconds.
-
-    `prefill_seconds` runs to the prompt's last logits, `decode_seconds` over the `decode_steps`
-    after it. `stop_reason`: `stop` (a stop token came, `stop_id`) or `length`.
-    """
-
-    ids: list[int]
-    prompt_tokens: int
-    prefill_seconds: float
-    decode_seconds: float
-    decode_steps: int
-    time_to_first_token: float
-    stop_reason: str
-    stop_id: int | None = None
-
-    @property
-    def prefill_tokens_per_second(self) -> float:
-        """Prompt tokens per second."""
-        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
-
-    @property
-    def decode_tokens_per_second(self) -> float:
-        """Decode steps per second; 0 if there was none."""
-        return self.decode_steps / self.decode_seconds if self.decode_seconds else 0.0
 
 
 class Session:
@@ -91,6 +65,27 @@ class Session:
     def decode(self, token_id: int) -> Logits:
         """Process one further token; the logits after it, `[vocab]`. Errors as `prefill`."""
         return self.prefill([token_id])
+
+    def rewind(self, length: int) -> bool:
+        """Forget all but the first `length` tokens; False, and nothing is forgotten, where the
+        cache would not be the one that those tokens alone give (angles that follow the length).
+        """
+        scaling = self._engine.architecture.rope_scaling or {}
+        if length > self.length or scaling.get("rope_type") in rope.BY_LENGTH:
+            return False
+        self._cache.length = length
+        del self._ids[length:]
+        return True
+
+    @staticmethod
+    def decode_together(engine: Engine, sessions: Sequence[Session], ids: Sequence[int]) -> Logits:
+        """See `Engine.decode_batch`."""
+        if any(engine.forgets(session.length, 1) for session in sessions):
+            return np.stack([s.decode(id) for s, id in zip(sessions, ids, strict=True)])
+        logits = engine.run_rows(ids, CacheRows([session._cache for session in sessions]))
+        for session, id in zip(sessions, ids, strict=True):
+            session._ids.append(id)
+        return logits
 
 
 class Engine:
@@ -134,6 +129,14 @@ class Engine:
         """A new, empty sequence."""
         return Session(self)
 
+    def decode_batch(self, sessions: Sequence[Session], ids: Sequence[int]) -> Logits:
+        """Process one further token of each session in one step; logits `[sessions, vocab]`.
+
+        Raises:
+            InferenceError: as `Session.decode`, for any of them; then none has moved on.
+        """
+        return Session.decode_together(self, sessions, ids)
+
     def synchronize(self) -> None:
         """Wait until the device has done all it was given (before a clock is read)."""
         if self.device.type == "cuda":
@@ -142,13 +145,26 @@ class Engine:
     def run(self, ids: Sequence[int], cache: KVCache | None, *, last: int | None = None) -> Logits:
         """Logits of a pass, `[len, vocab]`, or of its `last` positions alone, `[last, vocab]`."""
         self._check(ids, 0 if cache is None else cache.length)
+        logits: Logits = self._compute([list(ids)], cache, last)[0]
+        return logits
+
+    def run_rows(self, ids: Sequence[int], rows: CacheRows) -> Logits:
+        """Logits after one further token of each row, `[rows, vocab]`."""
+        for id, row in zip(ids, rows.rows, strict=True):
+            self._check([id], row.length)
+        return self._compute([[id] for id in ids], rows)[:, 0]
+
+    def _compute(
+        self, ids: list[list[int]], cache: KVCache | CacheRows | None, last: int | None = None
+    ) -> Logits:
+        """Logits `[batch, len, vocab]` of ids `[batch, len]`."""
         with torch.inference_mode():
             try:
-                batch = torch.tensor([list(ids)], dtype=torch.int64, device=self.device)
+                batch = torch.tensor(ids, dtype=torch.int64, device=self.device)
                 hidden = self._decoder.hidden(batch, cache)
                 if last is not None:
                     hidden = hidden[:, -last:]
-                logits = self._decoder.logits(hidden)[0].float().cpu()
+                logits = self._decoder.logits(hidden).float().cpu()
             except AprError:
                 raise
             except (RuntimeError, MemoryError) as error:
@@ -162,74 +178,88 @@ class Engine:
     def generate(
         self,
         prompt_ids: Sequence[int],
-        max_tokens: int,
+        max_tokens: int | None,
         *,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
         stop_ids: Collection[int] | None = None,
         on_token: Callable[[int], None] | None = None,
+        stream: TextStream | None = None,
+        session: Session | None = None,
+        **sampling: Unpack[Sampling],
     ) -> Generation:
         """Continue a prompt by up to `max_tokens` tokens.
 
         Args:
             prompt_ids: at least one id.
-            max_tokens: at least 1; prompt and continuation must fit into the context.
-            temperature: 0 is greedy, as in `Sampler`.
-            top_k: 0 keeps all.
-            top_p: 1 keeps all.
-            seed: of the draws.
+            max_tokens: at least 1; prompt and continuation must fit into the context. None goes on
+                to the context's end.
             stop_ids: ids that end the text; None takes the tokenizer's end-of-text ids, an empty
                 collection none.
             on_token: called with each id as soon as it is known, stop ids left out.
+            stream: makes the text of the ids and ends it at its stop strings.
+            session: one to go on with; what it has processed is the beginning of `prompt_ids`, and
+                only the rest is computed. Afterwards it holds all but the last id.
+            sampling: the settings of `Sampler`; without any, greedy.
 
         Raises:
             InferenceError: the context would be exceeded (before anything is computed), ids are
                 outside the vocabulary, or the logits are not finite.
             UsageError: a sampling setting is outside its range.
+            GenerationStopped: Ctrl-C came; it carries what there was.
         """
-        if max_tokens < 1:
-            raise UsageError("max_tokens", f"{max_tokens} is less than 1", "write 1 or more")
-        sampler = Sampler(temperature, top_k, top_p, seed)
-        stops = set(self.stop_ids if stop_ids is None else stop_ids)
-        needed = len(prompt_ids) + max_tokens - 1  # the last token is not fed back
-        if needed > self.context:
-            raise InferenceError(
-                "context",
-                f"{len(prompt_ids)} prompt tokens and {max_tokens} new ones need {needed} "
-                f"positions, the model's context has {self.context}",
-                "use a shorter prompt or generate fewer tokens",
-            )
-        session = self.session()
-        start = time.perf_counter()
-        logits = session.prefill(prompt_ids)
-        prefilled = time.perf_counter()
-        token = sampler(logits)
-        first = time.perf_counter()
-        ids: list[int] = []
-        steps, stop_id = 0, None
-        while True:
-            if token in stops:
-                stop_id = token
-                break
-            ids.append(token)
-            if on_token is not None:
-                on_token(token)
-            if len(ids) == max_tokens:
-                break
-            token = sampler(session.decode(token))
-            steps += 1
-        return Generation(
-            ids=ids,
-            prompt_tokens=len(prompt_ids),
-            prefill_seconds=prefilled - start,
-            decode_seconds=time.perf_counter() - first,
-            decode_steps=steps,
-            time_to_first_token=first - start,
-            stop_reason="length" if stop_id is None else "stop",
-            stop_id=stop_id,
+        session = self.session() if session is None else session
+        writing = Writing(
+            prompt_ids,
+            Sampler(**sampling),
+            cached=session.length,
+            room=loop.room(self.context, len(prompt_ids), max_tokens),
+            bounded=max_tokens is not None,
+            stops=frozenset(self.stop_ids if stop_ids is None else stop_ids),
+            on_token=on_token,
+            stream=stream,
         )
+        return loop.write(session, prompt_ids, writing)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int | None,
+        *,
+        stop_ids: Collection[int] | None = None,
+        streams: Sequence[TextStream] | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> list[Generation]:
+        """Continue several prompts, of any lengths, in lockstep: a decode step reads the weights
+        once for all of them.
+
+        The settings are those of `generate`; each text is the one that `generate` gives for its
+        prompt alone, where the n-th prompt's seed is `seed + n`.
+
+        Raises:
+            GenerationStopped, InferenceError, UsageError: see `generate`.
+        """
+        first = sampling.get("seed", 0)
+        settings: list[Sampling] = [{**sampling, "seed": first + n} for n in range(len(prompts))]
+        stops = frozenset(self.stop_ids if stop_ids is None else stop_ids)
+        rooms = [loop.room(self.context, len(prompt), max_tokens) for prompt in prompts]
+        sessions = [self.session() for _ in prompts]
+        writings = [
+            Writing(
+                prompt,
+                Sampler(**settings[number]),
+                cached=0,
+                room=rooms[number],
+                bounded=max_tokens is not None,
+                stops=stops,
+                on_token=None,
+                stream=None if streams is None else streams[number],
+            )
+            for number, prompt in enumerate(prompts)
+        ]
+
+        def step(numbers: Sequence[int], ids: Sequence[int]) -> Logits:
+            return self.decode_batch([sessions[number] for number in numbers], ids)
+
+        return loop.write_together(sessions, prompts, writings, step)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

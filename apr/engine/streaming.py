@@ -2,28 +2,44 @@
 
 Tokens of a byte-level vocabulary end anywhere, also inside a character. The decoder holds back the
 bytes of an unfinished character until the rest arrives; the pieces joined are exactly what decoding
-all ids at once gives (invalid bytes become U+FFFD at the same places).
+all ids at once gives (invalid bytes become U+FFFD at the same places). A `TextStream` also ends the
+text before a stop string.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
+
+from apr.engine.stops import StopStrings
 
 if TYPE_CHECKING:
     from apr.tokenizer import Tokenizer
 
 
 class StreamDecoder:
-    """Decodes ids one by one; call `finish` after the last."""
+    """Decodes ids one by one; call `finish` after the last.
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = False) -> None:
+    Args:
+        tokenizer: the ids' own.
+        skip_special_tokens: leave control tokens out of the text.
+        continues: the text goes on where another ended; a space at its beginning then stays, where
+            decoding it as a text of its own drops it (SentencePiece).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = False,
+        continues: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._run: list[bytes] = []  # byte tokens that are still to be judged together
-        self._strip = tokenizer.strips_leading_space
+        self._strip = tokenizer.strips_leading_space and not continues
 
     def feed(self, token_id: int) -> str:
         """The text that this token completes; empty while a character is unfinished."""
@@ -59,3 +75,47 @@ class StreamDecoder:
             self._strip = False
             return text.removeprefix(" ")
         return text
+
+
+class TextStream:
+    """The text of a generation while it runs: whole characters, ended before a stop string.
+
+    Control tokens are left out. The pieces given to `on_text` joined are `text`.
+
+    Attributes:
+        text: what is certain so far; all of it after `finish`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        stop_strings: Sequence[str] = (),
+        on_text: Callable[[str], None] | None = None,
+        continues: bool = True,
+    ) -> None:
+        self._decoder = StreamDecoder(tokenizer, skip_special_tokens=True, continues=continues)
+        self._stops = StopStrings(stop_strings)
+        self._on_text = on_text
+        self.text = ""
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text; None while none has."""
+        return self._stops.found
+
+    def feed(self, token_id: int) -> bool:
+        """Take a further token; whether the text goes on (no stop string is complete)."""
+        self._give(self._stops.feed(self._decoder.feed(token_id)))
+        return self._stops.found is None
+
+    def finish(self) -> None:
+        """Give out what was held back; a stop string may become complete with it."""
+        self._give(self._stops.feed(self._decoder.finish()))
+        self._give(self._stops.finish())
+
+    def _give(self, piece: str) -> None:
+        if piece:
+            self.text += piece
+            if self._on_text is not None:
+                self._on_text(piece)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apr.architecture import Architecture
-from apr.model.cache import KVCache
+from apr.model.cache import CacheRows, KVCache
 from apr.model.norms import RMSNorm
 from apr.model.rotary import rotate
 
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         self.sinks = nn.Parameter(torch.empty(arch.num_heads)) if arch.attention_sinks else None
         self.attn_sub_norm = RMSNorm(arch.q_size, arch.rms_norm_eps) if arch.sub_norms else None
 
-    def forward(self, x: Tensor, angles: Angles, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, cache: KVCache | CacheRows | None) -> Tensor:
         """Attend, `[batch, new, hidden]`; with a cache, also to the positions stored there."""
         batch, new, _ = x.shape
         heads = (batch, new, -1, self.head_dim)
@@ -62,18 +62,26 @@ class Attention(nn.Module):
         if angles is not None:
             q = rotate(q, *angles, interleaved=self.interleaved)
             k = rotate(k, *angles, interleaved=self.interleaved)
-        past = 0
-        if cache is not None:
-            past = cache.length
-            k, v = cache.append(self.layer, k, v)
-        out = attend(
-            q, k, v, past, self.window, scale=self.scale, softcap=self.softcap, sinks=self.sinks
-        )
+        if isinstance(cache, CacheRows):
+            parts = (torch.split(x, 1) for x in (q, k, v))
+            rows = zip(*parts, cache.rows, strict=True)
+            out = torch.cat([self._attend(*row) for row in rows])
+        else:
+            out = self._attend(q, k, v, cache)
         out = out.transpose(1, 2).reshape(batch, new, -1)
         if self.attn_sub_norm is not None:
             out = self.attn_sub_norm(out)
         result: Tensor = self.o_proj(out)
         return result
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache | None) -> Tensor:
+        past = 0
+        if cache is not None:
+            past = cache.length
+            k, v = cache.append(self.layer, k, v)
+        return attend(
+            q, k, v, past, self.window, scale=self.scale, softcap=self.softcap, sinks=self.sinks
+        )
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.qkv_proj is not None:

@@ -6,6 +6,8 @@ context never allocates the whole of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -85,3 +87,33 @@ class KVCache:
     def advance(self, count: int) -> None:
         """Count `count` further positions as stored."""
         self.length += count
+
+
+class CacheRows:
+    """The caches of several sequences that go on by one token each, in one step.
+
+    Projections see all rows at once; attention sees each row with its own keys, so that lengths
+    may differ and no row sees another.
+    """
+
+    def __init__(self, rows: Sequence[KVCache]) -> None:
+        self.rows = list(rows)
+
+    def reserve(self, count: int) -> None:
+        """Make room for `count` further positions of each; errors as `KVCache.reserve`."""
+        for row in self.rows:
+            row.reserve(count)
+
+    def advance(self, count: int) -> None:
+        """Count `count` further positions of each as stored."""
+        for row in self.rows:
+            row.advance(count)
+
+
+def positions(cache: KVCache | CacheRows | None, new: int, device: torch.device) -> Tensor:
+    """The positions of `new` further tokens, `[new]`; of rows, `[rows, new]`."""
+    if isinstance(cache, CacheRows):
+        past = torch.tensor([[row.length] for row in cache.rows], device=device)
+        return past + torch.arange(new, device=device)
+    start = 0 if cache is None else cache.length
+    return torch.arange(start, start + new, device=device)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from apr.architecture import FULL, SLIDING, Architecture
 from apr.model.attention import Angles, Attention
-from apr.model.cache import KVCache
+from apr.model.cache import CacheRows, KVCache, positions
 from apr.model.mla import LatentAttention
 from apr.model.mlp import MLP
 from apr.model.moe import MoE
@@ -41,7 +41,9 @@ class Block(nn.Module):
             self.mlp = MLP(arch, width, bias=arch.mlp_bias, fused=fused)
         self.post_feedforward_layernorm = make_norm(arch, size) if kind != "pre" else None
 
-    def forward(self, x: Tensor, tables: dict[str, Angles], cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, tables: dict[str, Angles], cache: KVCache | CacheRows | None
+    ) -> Tensor:
         """Apply the layer, `[batch, new, hidden]`."""
         y = x if self.input_layernorm is None else self.input_layernorm(x)
         y = self.self_attn(y, tables[self.kind], cache)
@@ -85,29 +87,29 @@ class Decoder(nn.Module):
         with torch.device("cpu"):
             self.rotary = Rotary(arch) if arch.position_embedding == "rotary" else None
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, cache: KVCache | CacheRows | None = None) -> Tensor:
         """States after the last norm, `[batch, new, hidden]`, for token ids `[batch, new]`.
 
-        With a cache, `ids` continue the positions stored there; the cache grows by `new`.
+        With a cache, `ids` continue the positions stored there; the cache grows by `new`. With
+        `CacheRows` each row of `ids`, one token, continues its own.
 
         Raises:
             InferenceError: the model's context would be exceeded.
         """
         new = ids.shape[1]
-        past = 0
         if cache is not None:
             cache.reserve(new)
-            past = cache.length
-        positions = torch.arange(past, past + new, device=ids.device)
+        at = positions(cache, new, ids.device)
         x: Tensor = self.model.embed_tokens(ids)
         if self.architecture.scale_embedding:
             # The factor is rounded to the model's type, as the families' own code does.
             x = x * torch.tensor(self.architecture.hidden_size**0.5, dtype=x.dtype)
         if self.model.embed_positions is not None:
-            x = x + self.model.embed_positions(positions)
+            x = x + self.model.embed_positions(at)
         tables: dict[str, Angles] = {FULL: None, SLIDING: None}
         if self.rotary is not None:
-            tables.update(self.rotary.tables(positions, x.dtype))
+            # Rows have angles of their own, the same for all heads.
+            tables.update(self.rotary.tables(at if at.ndim == 1 else at.unsqueeze(1), x.dtype))
         for block in self.model.layers:
             x = block(x, tables, cache)
         if cache is not None:
@@ -115,7 +117,7 @@ class Decoder(nn.Module):
         result: Tensor = self.model.norm(x)
         return result
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: KVCache | CacheRows | None = None) -> Tensor:
         """Logits `[batch, new, vocab]` in the model's dtype; see `hidden`."""
         return self.logits(self.hidden(ids, cache))
 

@@ -15,7 +15,7 @@ from apr import rope
 from apr.architecture import Architecture
 from apr.families.latent import EPS as LATENT_EPS
 from apr.model.attention import Angles, attend
-from apr.model.cache import KVCache
+from apr.model.cache import CacheRows, KVCache
 from apr.model.norms import RMSNorm
 from apr.model.rotary import rotate
 
@@ -46,7 +46,7 @@ class LatentAttention(nn.Module):
         self.kv_b_proj = nn.Linear(arch.kv_lora_rank, arch.kv_b_size, bias=False)
         self.o_proj = nn.Linear(arch.value_size, hidden, bias=bias)
 
-    def forward(self, x: Tensor, angles: Angles, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, cache: KVCache | CacheRows | None) -> Tensor:
         """Attend, `[batch, new, hidden]`; with a cache, also to the positions stored there."""
         batch, new, _ = x.shape
         assert angles is not None
@@ -59,9 +59,7 @@ class LatentAttention(nn.Module):
         if cache is None:
             out = self._expanded(q_nope, q_rope, latent, k_rope)
         else:
-            past = cache.length
-            stored = cache.append_latent(self.layer, torch.cat((latent, k_rope), dim=-1))
-            out = self._absorbed(q_nope, q_rope, stored, past)
+            out = self._absorbed(q_nope, q_rope, torch.cat((latent, k_rope), dim=-1), cache)
         out = out.transpose(1, 2).reshape(batch, new, -1)
         result: Tensor = self.o_proj(out)
         return result
@@ -82,10 +80,21 @@ class LatentAttention(nn.Module):
         k = torch.cat((k_nope, k_rope.expand(-1, self.heads, -1, -1)), dim=-1)
         return attend(torch.cat((q_nope, q_rope), dim=-1), k, v, 0, scale=self.scale)
 
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, stored: Tensor, past: int) -> Tensor:
+    def _absorbed(
+        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, cache: KVCache | CacheRows
+    ) -> Tensor:
         weight: Tensor = self.kv_b_proj.weight.view(self.heads, self.nope + self.v_dim, self.rank)
         to_k, to_v = weight[:, : self.nope], weight[:, self.nope :]
         q = torch.cat((q_nope @ to_k, q_rope), dim=-1)  # [batch, heads, new, rank + rope]
-        mixed: Tensor = attend(q, stored, stored[..., : self.rank], past, scale=self.scale)
+        if isinstance(cache, CacheRows):
+            rows = zip(torch.split(q, 1), torch.split(latent, 1), cache.rows, strict=True)
+            mixed = torch.cat([self._attend(*row) for row in rows])
+        else:
+            mixed = self._attend(q, latent, cache)
         out: Tensor = mixed @ to_v.transpose(1, 2)
         return out
+
+    def _attend(self, q: Tensor, latent: Tensor, cache: KVCache) -> Tensor:
+        past = cache.length
+        stored = cache.append_latent(self.layer, latent)
+        return attend(q, stored, stored[..., : self.rank], past, scale=self.scale)

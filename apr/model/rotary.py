@@ -62,8 +62,8 @@ class Rotary:
         return 0 < past <= int(self.scaling[rope.POSITIONS]) < total
 
     def tables(self, positions: Tensor, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
-        """By kind of layer, cosines and sines, each `[positions, rotary_dim]`, in `dtype`; none
-        without a rotary embedding.
+        """By kind of layer, cosines and sines of positions `[..., positions]`, each
+        `[..., positions, rotary_dim]`, in `dtype`; none without a rotary embedding.
         """
         if self.full is None:
             return {}
@@ -76,12 +76,14 @@ class Rotary:
         return {FULL: full, SLIDING: local}
 
     def _at_length(self, positions: Tensor) -> Tensor:
-        """The frequencies for a sequence that ends with the largest of these positions."""
+        """The frequencies for sequences that end with the largest of these positions, each its own,
+        `[rotary_dim / 2]` or `[..., 1, rotary_dim / 2]`.
+        """
         assert self.full is not None
         if self.scaling is None or self.kind not in rope.BY_LENGTH:
             return self.full
         # A tensor, never a number: nobody has to wait for the device.
-        length = positions.max() + 1
+        length = positions.amax(-1, keepdim=True).unsqueeze(-1) + 1
         if self.long is not None:
             return torch.where(length > self.scaling[rope.POSITIONS], self.long, self.full)
         assert self.theta is not None

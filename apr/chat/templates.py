@@ -1,0 +1,243 @@
+"""Chat templates: Jinja text that came with a model, rendered as transformers renders it.
+
+A template is somebody else's program. It runs in jinja2's immutable sandbox, sees plain JSON values
+alone and imports nothing. The settings, filters and functions are those that templates are written
+for (`apply_chat_template` of transformers): trim_blocks, lstrip_blocks, loop controls, `tojson`
+that does not escape for HTML, `raise_exception`, `strftime_now`, and `{% generation %}` blocks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apr.errors import InferenceError, InvalidFormat, ModelLoadError, NotFound, StrPath
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from apr.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+BUILT_IN = {"chatml": CHATML}
+_MARKS = ("first-question", "first-answer", "second-question")
+
+
+class ChatTemplate:
+    """A template with the special tokens that it may name.
+
+    Args:
+        source: the Jinja text.
+        special_tokens: `bos_token`, `eos_token`, ... by name.
+        where: what errors call it.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str] | None = None,
+        where: StrPath = "chat template",
+    ) -> None:
+        self.source, self.where = source, where
+        self.special_tokens = dict(special_tokens or {})
+
+    @classmethod
+    def of(
+        cls, tokenizer: Tokenizer, chosen: str | None = None, model: StrPath = "model"
+    ) -> ChatTemplate:
+        """The model's own template, or the chosen one: a name of `BUILT_IN`, or a file.
+
+        Raises:
+            ModelLoadError: the model has none, and none was chosen.
+            NotFound: the chosen one is no name and no file.
+            InvalidFormat: the file is not UTF-8.
+        """
+        tokens = tokenizer.tokens()
+        ids = {
+            "bos_token": tokenizer.bos_token_id,
+            "eos_token": tokenizer.eos_token_ids[0] if tokenizer.eos_token_ids else None,
+            "unk_token": tokenizer.unk_token_id,
+            "pad_token": tokenizer.pad_token_id,
+        }
+        special = {name: tokens[id] for name, id in ids.items() if id is not None}
+        if chosen in BUILT_IN:
+            return cls(BUILT_IN[chosen], special, chosen)
+        if chosen is not None:
+            return cls(_read(Path(chosen)), special, chosen)
+        if tokenizer.chat_template is None:
+            raise ModelLoadError(
+                model,
+                "has no chat template",
+                "choose one: --template chatml or --template FILE (apr run continues plain text)",
+            )
+        return cls(tokenizer.chat_template, special, f"{model}: chat template")
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str:
+        """The text of a conversation.
+
+        Args:
+            messages: each with `role` and `content`, JSON values.
+            add_generation_prompt: end with what opens the assistant's answer.
+            tools: JSON schemas of functions that the model may call.
+            variables: further names for the template; they go before special tokens.
+
+        Raises:
+            InferenceError: the template refuses the conversation, in its own words.
+            InvalidFormat: the template is no valid Jinja, or fails.
+        """
+        from jinja2.exceptions import TemplateError
+
+        values = {**self.special_tokens, **variables}
+        try:
+            return self._compiled.render(
+                messages=_plain([_without_none(message) for message in messages]),
+                tools=_plain(tools),
+                documents=values.pop("documents", None),
+                add_generation_prompt=add_generation_prompt,
+                **_plain(values),
+            )
+        except TemplateError as error:
+            if type(error) is TemplateError:  # raise_exception's
+                raise InferenceError(self.where, f"refuses this conversation: {error}") from error
+            raise InvalidFormat(self.where, f"fails: {error}") from error
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
+                ValueError, MemoryError) as error:  # fmt: skip
+            text = str(error) or type(error).__name__
+            raise InvalidFormat(
+                self.where, f"fails: {text}", "choose another: --template chatml or FILE"
+            ) from error
+
+    def between(self) -> str:
+        """What stands between an answer and the next question; empty where it cannot be told."""
+        first, answer, second = _MARKS
+        messages = [
+            {"role": "user", "content": first},
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": second},
+        ]
+        try:
+            text = self.render(messages, add_generation_prompt=False)
+        except (InferenceError, InvalidFormat):
+            return ""
+        _, found, rest = text.partition(answer)
+        middle, ends, _ = rest.partition(second)
+        return middle if found and ends else ""
+
+    @cached_property
+    def _compiled(self) -> Template:
+        from jinja2.exceptions import TemplateSyntaxError
+
+        try:
+            template: Template = _environment().from_string(self.source)
+            return template
+        except TemplateSyntaxError as error:
+            raise InvalidFormat(
+                self.where,
+                f"is no valid Jinja: {error.message}, line {error.lineno}",
+                "choose another: --template chatml or FILE",
+            ) from error
+        except RecursionError as error:
+            raise InvalidFormat(self.where, "is no valid Jinja: it nests too deep") from error
+
+
+def _environment() -> Any:
+    from jinja2 import nodes
+    from jinja2.exceptions import SecurityError, TemplateError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
+
+    class Generation(Extension):
+        """`{% generation %}` marks what the assistant wrote, for training; it renders as is."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body).set_lineno(line)
+
+    class Safe(Namespace):
+        """A namespace whose attributes cannot reach into Python."""
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            if name.startswith("_"):
+                raise SecurityError(f"a namespace cannot hold {name!r}")
+            super().__setitem__(name, value)
+
+    def namespace(*args: Any, **values: Any) -> Safe:
+        made = dict(*args, **values)
+        for name in made:
+            if str(name).startswith("_"):
+                raise SecurityError(f"a namespace cannot hold {name!r}")
+        return Safe(made)
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals.update(
+        raise_exception=raise_exception,
+        strftime_now=lambda form: datetime.now().strftime(form),
+        namespace=namespace,
+        # A function, so that no template holds a class of Python.
+        dict=lambda *args, **values: dict(*args, **values),  # noqa: PLW0108
+    )
+    return environment
+
+
+def _without_none(message: Message) -> dict[str, Any]:
+    """Without keys of value None, which many templates would write as "None"."""
+    return {key: value for key, value in message.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """JSON values alone: no object's methods are within a template's reach."""
+    return json.loads(json.dumps(value))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidFormat(path, f"is not UTF-8 (byte {error.start})") from error
+    except OSError as error:
+        raise NotFound(
+            path,
+            f"is no chat template that can be read ({error.strerror or error})",
+            f"write a file, or one of: {', '.join(BUILT_IN)}",
+        ) from error
