@@ -172,7 +172,7 @@ class Record:
             "architecture": self.family,
             "parameters": self.parameters,
             "stored": dict(self.plan["stored"]),
-            "computed": self.plan["weights"],
+            "computed": self.plan["activations"],
             "tokens_per_second": decode.tokens_per_second if decode else None,
             "time_to_first_token_ms": 1000 * first.median if first else None,
             "results": [row.to_json() for row in self.rows],

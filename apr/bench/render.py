@@ -51,8 +51,8 @@ def as_csv(result: Result) -> str:
             first = row.time_to_first_token
             writer.writerow(
                 [record.model, record.sha256, record.size_bytes, record.parameters, record.storage,
-                 record.plan["weights"], record.plan["device"], record.plan["threads"], row.test,
-                 row.tokens_per_second, row.sd, row.relative_sd, row.noisy, row.mbu,
+                 record.plan["activations"], record.plan["device"], record.plan["threads"],
+                 row.test, row.tokens_per_second, row.sd, row.relative_sd, row.noisy, row.mbu,
                  1000 * first.median if first else None, record.peak_rss,
                  record.receipt["apr_version"], record.receipt["commit"],
                  record.receipt["timestamp"]]
@@ -86,7 +86,7 @@ def _cells(record: Record, row: Row) -> list[str]:
         size(record.size_bytes),
         f"{record.parameters / 1e6:,.2f} M",
         record.storage,
-        record.plan["weights"],
+        record.plan["activations"],
         record.plan["device"],
         str(record.plan["threads"]),
         row.test,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from apr.cli import generation_options as options
 from apr.errors import UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -69,7 +70,9 @@ def eval_(
     dtype: str | None = typer.Option(
         None, "--dtype", help="float32, bfloat16 or float16; default: as the file stores."
     ),
-    threads: int | None = typer.Option(None, "-t", "--threads", help="CPU threads."),
+    threads: options.Threads = None,
+    kernels: options.Kernels = None,
+    cache: options.Cache = None,
     as_json: bool = typer.Option(False, "--json", help="The record as JSON on stdout."),
 ) -> None:
     """Perplexity and bits per byte as llama-perplexity counts them; or pass@k of generated code."""
@@ -96,6 +99,8 @@ def eval_(
                 device=device,
                 dtype=dtype,
                 threads=threads,
+                kernels=kernels,
+                cache=cache,
                 progress=status.update,
             )
         else:
@@ -112,6 +117,8 @@ def eval_(
                 device=device,
                 dtype=dtype,
                 threads=threads,
+                kernels=kernels,
+                cache=cache,
                 progress=status.update,
             )
     text = json.dumps(record.to_json(), allow_nan=False)

@@ -24,7 +24,7 @@ from apr.engine.plan import Plan, choose_dtype, stored_types
 from apr.engine.sampling import Sampler, Sampling
 from apr.engine.streaming import TextStream
 from apr.engine.weights import build
-from apr.errors import AprError, InferenceError, StrPath, UsageError
+from apr.errors import AprError, FeatureUnavailable, InferenceError, StrPath, UsageError
 from apr.formats.opened import OpenedModel
 from apr.model import costs
 from apr.model.cache import CacheRows, KVCache
@@ -387,6 +387,10 @@ def load(
         if not refusal:
             return load_native(
                 opened, None if kernels in (None, "native") else kernels, threads, cache
+            )
+        if cache is not None:
+            raise FeatureUnavailable(
+                "cache", f"{cache} was asked for, only the CPU kernels have it: {refusal}"
             )
     chosen, reason = choose_dtype(opened.tensors.values(), place, dtype)
     reason = "; ".join(part for part in (reason, refusal) if part)

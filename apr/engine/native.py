@@ -6,7 +6,6 @@ gives its pages back), and what the kernels do not compute is refused, never don
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -302,13 +301,7 @@ def load_native(
             f"{(need - free) / 1e9:.1f} GB are missing",
             "quantize the model, or free memory",
         )
-    return NativeEngine(model, chosen, threads or _cores(), kind)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return NativeEngine(model, chosen, threads or torch.get_num_threads(), kind)
 
 
 def _available_bytes() -> int | None:

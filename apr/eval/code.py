@@ -74,6 +74,8 @@ def evaluate(
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    kernels: str | None = None,
+    cache: str | None = None,
     progress: Progress | None = None,
 ) -> CodeRecord:
     """Let a model write code, and judge it.
@@ -91,6 +93,8 @@ def evaluate(
         device: as in `apr.engine.load`.
         dtype: likewise.
         threads: likewise.
+        kernels: likewise.
+        cache: likewise.
         progress: called with a line before each step.
 
     Raises:
@@ -120,7 +124,7 @@ def evaluate(
     chosen = problems.choose(problems.read_problems(dataset, TASKS[task]), most_problems)
     # What is only parsed does nothing, so that limits alone suffice.
     held = check_harness(limits, weak=weak or task != "humaneval")
-    loaded = load(path, device, dtype, threads, progress)
+    loaded = load(path, device, dtype, threads, kernels, cache, progress)
     results, notes = _all(loaded, chosen, task, sampling, limits, progress)
     return CodeRecord(
         task=task,

@@ -44,6 +44,8 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    kernels: str | None = None,
+    cache: str | None = None,
     progress: Progress | None = None,
 ) -> Loaded:
     """A model that can be evaluated: with an engine, a tokenizer and its hash.
@@ -58,5 +60,5 @@ def load(
         progress(f"loading {path}")
     model = open_model(path)
     tokenizer = model.require_tokenizer()
-    loaded = engine.load(model, device, dtype, threads)
+    loaded = engine.load(model, device, dtype, threads, kernels, cache)
     return Loaded(model, loaded, tokenizer, file_sha256(Path(path)))

@@ -103,6 +103,8 @@ def perplexity(
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    kernels: str | None = None,
+    cache: str | None = None,
     progress: Progress | None = None,
 ) -> Record:
     """Evaluate a model on each data set.
@@ -117,6 +119,8 @@ def perplexity(
         device: as in `apr.engine.load`.
         dtype: likewise.
         threads: likewise.
+        kernels: likewise.
+        cache: likewise.
         progress: called with a line before each step.
 
     Raises:
@@ -130,8 +134,10 @@ def perplexity(
     if most_chunks is not None and most_chunks < 1:
         raise UsageError("--chunks", f"{most_chunks} is less than 1", "leave it out to take all")
     find_files(datasets, SourceReport())  # before a large model is loaded
-    ours = load(path, device, dtype, threads, progress)
-    other = None if against is None else load(against, device, dtype, threads, progress)
+    ours = load(path, device, dtype, threads, kernels, cache, progress)
+    other = None
+    if against is not None:
+        other = load(against, device, dtype, threads, kernels, cache, progress)
     both = [ours] if other is None else [ours, other]
     size, notes = _context(context, min(one.engine.context for one in both))
     same = other is not None and _same_tokens(ours, other)

@@ -89,7 +89,8 @@ def _footer(record: Record | CodeRecord) -> list[str]:
             plan = model["engine"]
             lines.append(
                 f"{plan['engine']} ({plan['kernels']}), {plan['device']} [{plan['hardware']}], "
-                f"{plan['weights']}, {plan['threads']} threads; sha256 {model['model_sha256'][:16]}"
+                f"weights {plan['weights']}, activations {plan['activations']}, "
+                f"{plan['threads']} threads; sha256 {model['model_sha256'][:16]}"
             )
     lines += [f"note: {note}" for note in record.notes]
     receipt = record.receipt

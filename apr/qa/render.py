@@ -40,11 +40,12 @@ def table(report: Report) -> RenderableType:
     )
     parts: list[RenderableType] = [title, out, verdict]
     if report.plan:
-        weights = f"{report.plan['weights']} (stored {' + '.join(report.plan['stored'])})"
+        plan, stored = report.plan, " + ".join(report.plan["stored"])
         parts.append(
             Text(
-                f"ran on {report.plan['device']} [{report.plan['hardware']}], {weights}, "
-                f"{report.plan['engine']}, {report.plan['threads']} threads",
+                f"ran on {plan['device']} [{plan['hardware']}], {plan['engine']} "
+                f"({plan['kernels']}), weights {plan['weights']} (stored {stored}), activations "
+                f"{plan['activations']}, cache {plan['cache']}, {plan['threads']} threads",
                 style="dim",
             )
         )

@@ -136,7 +136,7 @@ APR_INLINE f32x16 load_bf16(const void* p) {
 // e^x within 2 units in the last place for |x| < 87; 0 below, the largest value above (Cephes' way:
 // 2^n times a polynomial on half an octave to either side).
 APR_INLINE f32x16 exp16(f32x16 x) {
-    x = min16(max16(x, splat(-87.3f)), splat(88.3f));
+    x = min16(splat(88.3f), max16(splat(-87.3f), x));  // in this order NaN stays NaN
     const f32x16 t = x * 1.44269504088896341f;
     const i32x16 n = __builtin_convertvector(t + choose(t < 0.0f, splat(-0.5f), splat(0.5f)), i32x16);
     const f32x16 whole = to_float(n);

@@ -146,7 +146,7 @@ def test_a_floor_is_held_at_equality_and_missed_below():
 def test_streamed_bytes_are_the_weights_read_in_a_step_and_the_mean_cache(checkpoint, tied):
     loaded = engine.load(checkpoint(tie_word_embeddings=tied), device="cpu")
     arch = loaded.architecture
-    weights = sum(p.numel() * 4 for p in loaded._decoder.parameters())
+    weights = sum(tensor.nbytes for tensor in loaded._model.tensors.values())
     if not tied:  # one row of the embedding is looked up, the head is read whole
         weights -= (arch.vocab_size - 1) * arch.hidden_size * 4
     depths = [1 + step + 1 for step in range(8)]  # positions attended to at each step
@@ -168,7 +168,7 @@ def test_the_probe_reads_at_a_finite_speed():
 
 
 def test_an_unstable_decode_is_noted(checkpoint):
-    loaded = verb._load(checkpoint(), "cpu", None, None, None)
+    loaded = verb._load(checkpoint(), ("cpu", None, None, None, None), None)
     record = verb._record(loaded, [dataclasses.replace(row(), warm_up=WarmUp(9, False, 1.0))], 500)
     assert any("warm-up not stable after 9 runs" in note for note in record.notes)
     assert record.floor == Floor(500, pytest.approx(100))

@@ -174,6 +174,8 @@ def test_the_kernels_are_taken_where_nothing_else_is_asked_for(build, monkeypatc
     plan = engines.load(model, device="cpu").plan
     assert plan.engine.startswith("torch")
     assert "CPU kernels: not built" in str(plan)
+    with pytest.raises(FeatureUnavailable, match="int8 was asked for, only .*CPU kernels: not bui"):
+        engines.load(model, device="cpu", cache="int8")
 
 
 def test_what_does_not_go_together_is_an_error_and_never_something_else(build):

@@ -25,7 +25,7 @@ def test_the_gates_judge_the_cpu_kernels_where_these_are_asked_for(make_tiny, tm
         (["--dtype", "auto"], native.best_set().name, "float32"),
     ):
         assert run(["qa", path, "--device", "cpu", "--json", *flags]) == 0, flags
-        plan = json.loads(capsys.readouterr().out)["plan"]
+        plan = json.loads(capsys.readouterr().out)["engine"]
         assert (plan["kernels"], plan["cache"]) == (kernels, cache)
     assert run(["qa", path, "--kernels", "sse9"]) == 9
     assert run(["qa", path, "--kernels", "native", "--dtype", "float32"]) == 2
