@@ -32,6 +32,15 @@ def peak_rss() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def resident() -> int | None:
+    """Resident memory of this process now, bytes; None where the system does not say."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def peak_cuda(device: torch.device) -> int | None:
     """The most memory torch ever had allocated on a GPU, bytes; None on the CPU."""
     if device.type != "cuda":
