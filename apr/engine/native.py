@@ -9,18 +9,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from apr import receipt, rope
+from apr.architecture import FULL, SLIDING
+from apr.dtypes import DTYPES
 from apr.engine.engine import Engine, Logits, Session
 from apr.engine.plan import Plan, stored_types
 from apr.errors import FeatureUnavailable, InferenceError
 from apr.formats.opened import OpenedModel
 from apr.mapped import release
-from apr.model.rotary import FULL, SLIDING, Rotary
+from apr.model.rotary import Rotary
 from apr.native.library import KernelSet, best_set, unavailable
 from apr.native.model import Arena, Cache, NativeModel, packed_bytes
 from apr.native.program import Part, Program, lacking
@@ -46,7 +49,8 @@ class NativeSession(Session):
 
     def prefill(self, ids: Sequence[int]) -> Logits:
         """As `Session.prefill`."""
-        return self.feed(ids, 1)[-1]
+        logits: Logits = self.feed(ids, 1)[-1]
+        return logits
 
     def feed(self, ids: Sequence[int], last: int) -> Logits:
         """Process further tokens; logits after the `last` of them, `[last, vocab]`."""
@@ -112,15 +116,21 @@ class NativeEngine(Engine):
             for name, t in model.tensors.items()
             if len(t.shape) == 2
         }
-        # A fused matrix is cut into parts, and each part is filled up to 16 rows.
-        arena = Arena(sum(size + size // max(1, t.shape[0]) * 64 + 192 if size else 0
-                          for name, size in sizes.items() for t in [model.tensors[name]]))  # fmt: skip
+        # A fused matrix is cut into parts, each filled up to 16 rows of its own.
+        slack = {
+            name: 64 * size // max(1, model.tensors[name].shape[0]) for name, size in sizes.items()
+        }
+        arena = Arena(sum(size + slack[name] + 192 for name, size in sizes.items() if size))
         native = self._native
-        self._mapped = packed_total = 0
+        self._mapped = packed_total = decoded = 0
 
         def weight(part: Part) -> int:
-            nonlocal packed_total
+            nonlocal packed_total, decoded
             tensor, columns = part.tensor, part.tensor.shape[1]
+            if part.exact:
+                values = tensor.float32().reshape(-1).view(np.uint8)
+                decoded += values.nbytes
+                return native.add_weight(DTYPES["F32"], part.rows, columns, values)
             row = tensor.nbytes // tensor.shape[0]
             raw = tensor.raw()
             stored = raw[part.first * row : (part.first + part.rows) * row]
@@ -138,7 +148,7 @@ class NativeEngine(Engine):
         ops, widths = program.build()
         most = min(_MOST, self.architecture.max_position_embeddings)
         native.set_program(ops, widths, most, self.architecture.vocab_size)
-        return packed_total
+        return packed_total + decoded
 
     def _cache_layers(self) -> npt.NDArray[np.int32]:
         arch = self.architecture
@@ -147,7 +157,10 @@ class NativeEngine(Engine):
             window = arch.window(layer)
             seen = self.context if window is None else min(self.context, window + _MOST)
             blocks = -(-seen // _BLOCK) + 1
-            rows.append((arch.num_kv_heads, arch.head_dim, arch.head_dim, blocks))
+            if arch.is_mla:
+                rows.append((1, arch.latent_size, arch.kv_lora_rank or 0, blocks, 1))
+            else:
+                rows.append((arch.num_kv_heads, arch.head_dim, arch.head_dim, blocks, 0))
         return np.array(rows, dtype=np.int32)
 
     def new_cache(self) -> Cache:
@@ -192,9 +205,7 @@ class NativeEngine(Engine):
             end = min(start + _MOST, total)
             wanted = max(0, end - max(start, total - last))
             angles = [None if t is None else t[offset + start : offset + end] for t in tables]
-            out.append(
-                self._native.run(cache, numbers[start:end], past + start, angles, wanted)
-            )
+            out.append(self._native.run(cache, numbers[start:end], past + start, angles, wanted))
         return out[0] if len(out) == 1 else np.concatenate(out)
 
     def _grown(self, needed: int) -> tuple[npt.NDArray[np.float32] | None, ...]:
@@ -273,7 +284,7 @@ def _cores() -> int:
 
 def _available_bytes() -> int | None:
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
+        with Path("/proc/meminfo").open(encoding="ascii") as file:
             for line in file:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024

@@ -19,7 +19,7 @@ from typing import Any
 from apr.errors import FeatureUnavailable
 
 # The interface that the Python code calls: APR_NATIVE_ABI of native/src/apr_native.h.
-ABI = 2
+ABI = 3
 
 _HERE = Path(__file__).resolve().parent
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")

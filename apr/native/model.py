@@ -22,7 +22,7 @@ from apr.native.library import KernelSet, load
 Float32 = npt.NDArray[np.float32]
 
 # struct AprOp of native/src/apr_native.h.
-OP = np.dtype([("kind", "<i4"), ("sync", "<i4"), ("a", "<i4", 12), ("f", "<f4", 4)])
+OP = np.dtype([("kind", "<i4"), ("sync", "<i4"), ("a", "<i4", 24), ("f", "<f4", 4)])
 CACHES = {"float32": 0, "float16": 1, "int8": 2}
 
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
@@ -99,9 +99,7 @@ class Cache:
     def __init__(self, layers: npt.NDArray[np.int32], kind: str) -> None:
         library = _library()
         self._layers = np.ascontiguousarray(layers, dtype=np.int32)
-        self.handle = library.apr_cache_new(
-            address(self._layers), len(self._layers), CACHES[kind]
-        )
+        self.handle = library.apr_cache_new(address(self._layers), len(self._layers), CACHES[kind])
         if not self.handle:
             size = library.apr_cache_bytes(address(self._layers), len(self._layers), CACHES[kind])
             raise InferenceError(
@@ -134,17 +132,13 @@ class NativeModel:
             self.handle, dtype.ggml_id, rows, columns, address(source), address(target)
         )
 
-    def add_weight(
-        self, dtype: DType, rows: int, columns: int, data: npt.NDArray[np.uint8]
-    ) -> int:
+    def add_weight(self, dtype: DType, rows: int, columns: int, data: npt.NDArray[np.uint8]) -> int:
         """A weight as the kernels read it (packed, or plain rows); its number."""
         assert dtype.ggml_id is not None
         self._alive.append(data)
         self.columns.append((rows, columns))
         return int(
-            self._library.apr_add_weight(
-                self.handle, dtype.ggml_id, rows, columns, address(data)
-            )
+            self._library.apr_add_weight(self.handle, dtype.ggml_id, rows, columns, address(data))
         )
 
     def add_vector(self, values: npt.NDArray[Any]) -> int:

@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#define APR_NATIVE_ABI 2
+#define APR_NATIVE_ABI 3
 #define APR_EXPORT extern "C" __attribute__((visibility("default")))
 
 // The number above, as it was when the library was built.
@@ -43,7 +43,7 @@ APR_EXPORT int apr_add_vector(void* model, const float* data);
 // One operation on all tokens of a pass. What the fields mean is said in runtime.cpp, kind by kind.
 struct AprOp {
     int32_t kind, sync;
-    int32_t a[12];
+    int32_t a[24];
     float f[4];
 };
 
@@ -55,6 +55,7 @@ APR_EXPORT void apr_set_program(void* model, const struct AprOp* ops, int count,
 
 struct AprLayer {
     int32_t kv_heads, key_width, value_width, blocks;  // blocks of 16 positions
+    int32_t latent;  // 1: values are the first elements of the keys (MLA)
 };
 
 // Type: 0 float32, 1 float16, 2 int8. Memory is reserved at once and taken as it is used. NULL: none.

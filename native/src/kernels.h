@@ -32,8 +32,11 @@ struct Attention {
 
 // One layer's cache: for each key/value head blocks of 16 positions, keys [width, 16], values
 // [16, width]. Block b lies in slot b % blocks, so a layer with a window holds little more than it.
+// Of a latent (MLA; DeepSeek-V2, arXiv 2405.04434) there is one copy, [16, key_width]: its first
+// value_width elements are the values too.
 struct LayerCache {
     int kv_heads, key_width, value_width, blocks;
+    bool latent;
     int type;            // 0 float32, 1 float16, 2 int8 with a float32 scale per position
     std::uint8_t *keys, *values;
     float *key_scales, *value_scales;  // [kv_heads, blocks, 16], int8 alone
@@ -59,6 +62,10 @@ struct Kernels {
                    int first, int last, const float* q, float* out, void* scratch);
     void (*unpack_row)(const Weight& w, int row, float* out);
     void (*softcap)(float* x, int n, float cap);
+    // out[i] = sum over n of x[n] * row (first + n)[i], and out[n] = row (first + n) . x, for weights
+    // that are kept as rows.
+    void (*mix_rows)(const Weight& w, int first, int count, const float* x, float* out);
+    void (*dot_each)(const Weight& w, int first, int count, const float* x, float* out);
 };
 
 // Bytes of scratch that a thread needs for matrices up to this width.

@@ -16,15 +16,17 @@ void store_cached(const LayerCache& c, int head, std::int64_t position, const fl
     constexpr int E = C == 0 ? 4 : C == 1 ? 2 : 1;
     const std::int64_t slot = (std::int64_t)head * c.blocks + (position / 16) % c.blocks;
     const int lane = (int)(position % 16);
+    const int values = c.latent ? c.key_width : c.value_width;
+    if (c.latent) value = key;
     std::uint8_t* k = c.keys + slot * c.key_width * 16 * E;
-    std::uint8_t* v = c.values + (slot * 16 + lane) * c.value_width * E;
+    std::uint8_t* v = c.values + (slot * 16 + lane) * values * E;
     float key_scale = 1, value_scale = 1;
     if constexpr (C == 2) {
         float top = 0;
         for (int i = 0; i < c.key_width; ++i) top = std::fmax(top, std::fabs(key[i]));
         key_scale = top / 127.0f;
         top = 0;
-        for (int i = 0; i < c.value_width; ++i) top = std::fmax(top, std::fabs(value[i]));
+        for (int i = 0; i < values; ++i) top = std::fmax(top, std::fabs(value[i]));
         value_scale = top / 127.0f;
         c.key_scales[slot * 16 + lane] = key_scale;
         c.value_scales[slot * 16 + lane] = value_scale;
@@ -37,8 +39,8 @@ void store_cached(const LayerCache& c, int head, std::int64_t position, const fl
         } else *p = (std::uint8_t)(std::int8_t)std::lrintf(x * inverse);
     };
     const float ki = key_scale > 0 ? 1 / key_scale : 0, vi = value_scale > 0 ? 1 / value_scale : 0;
-    for (int i = 0; i < c.key_width; ++i) put_one(k + ((std::size_t)i * 16 + lane) * E, key[i], ki);
-    for (int i = 0; i < c.value_width; ++i) put_one(v + (std::size_t)i * E, value[i], vi);
+    for (int i = 0; i < c.key_width && !c.latent; ++i) put_one(k + ((std::size_t)i * 16 + lane) * E, key[i], ki);
+    for (int i = 0; i < values; ++i) put_one(v + (std::size_t)i * E, value[i], vi);
 }
 
 void cache_store(const LayerCache& c, int head, std::int64_t position, const float* key,
@@ -53,22 +55,22 @@ template <int C, int R>
 APR_INLINE void weigh(const LayerCache& c, int head, std::int64_t start, int count,
                       const float* weights, float* acc) {
     constexpr int E = C == 0 ? 4 : C == 1 ? 2 : 1;
-    const int width = c.value_width;
+    const int width = c.value_width, stride = c.latent ? c.key_width : width;
     for (int d = 0; d < width; d += 16) {
         f32x16 sum[R];
         const bool whole = d + 16 <= width;
         for (int r = 0; r < R; ++r) sum[r] = load<f32x16>(acc + (std::size_t)r * (width + 16) + d);
         for (int b = 0; b < count; b += 16) {
             const std::int64_t slot = (std::int64_t)head * c.blocks + ((start + b) / 16) % c.blocks;
-            const std::uint8_t* v = c.values + (slot * 16 * width + d) * (std::int64_t)E;
+            const std::uint8_t* v = c.values + (slot * 16 * stride + d) * (std::int64_t)E;
             const int n = count - b < 16 ? count - b : 16;
             for (int p = 0; p < n; ++p) {
                 f32x16 value;
                 if (whole) {
-                    value = load_cached<C>(v + (std::size_t)p * width * E);
+                    value = load_cached<C>(v + (std::size_t)p * stride * E);
                 } else {
                     std::uint8_t part[64] = {0};
-                    std::memcpy(part, v + (std::size_t)p * width * E, (width - d) * E);
+                    std::memcpy(part, v + (std::size_t)p * stride * E, (width - d) * E);
                     value = load_cached<C>(part);
                 }
                 for (int r = 0; r < R; ++r) sum[r] += value * weights[r * kChunk + b + p];
@@ -87,6 +89,32 @@ APR_INLINE void score(const LayerCache& c, const std::uint8_t* keys, const float
     for (int d = 0; d < c.key_width; ++d) {
         const f32x16 k = load_cached<C>(keys + (std::size_t)d * 16 * E);
         for (int r = 0; r < R; ++r) out[r] += k * q[r][d];
+    }
+}
+
+// The same where the positions lie row by row.
+template <int C, int R>
+APR_INLINE void score_latent(const LayerCache& c, const std::uint8_t* rows, const float* const* q,
+                             f32x16 out[R]) {
+    constexpr int E = C == 0 ? 4 : C == 1 ? 2 : 1;
+    const int width = c.key_width;
+    for (int p = 0; p < 16; ++p) {
+        const std::uint8_t* row = rows + (std::size_t)p * width * E;
+        f32x16 sum[R];
+        for (int r = 0; r < R; ++r) sum[r] = f32x16{};
+        int d = 0;
+        for (; d + 16 <= width; d += 16) {
+            const f32x16 k = load_cached<C>(row + (std::size_t)d * E);
+            for (int r = 0; r < R; ++r) sum[r] += k * load<f32x16>(q[r] + d);
+        }
+        if (d < width) {
+            std::uint8_t part[64] = {0};
+            std::memcpy(part, row + (std::size_t)d * E, (width - d) * E);
+            const f32x16 k = load_cached<C>(part);
+            for (int r = 0; r < R; ++r)
+                for (int i = 0; i < width - d; ++i) sum[r][i] += k[i] * q[r][d + i];
+        }
+        for (int r = 0; r < R; ++r) out[r][p] = sum16(sum[r]);
     }
 }
 
@@ -123,7 +151,10 @@ void attend_rows(const Attention& a, const LayerCache& c, int kv_head, std::int6
         for (int b = 0; b < count; b += 16) {
             const std::int64_t slot = (std::int64_t)kv_head * c.blocks + ((start + b) / 16) % c.blocks;
             f32x16 scores[R];
-            score<C, R>(c, c.keys + slot * c.key_width * 16 * E, query, scores);
+            if (c.latent)
+                score_latent<C, R>(c, c.values + slot * c.key_width * 16 * E, query, scores);
+            else
+                score<C, R>(c, c.keys + slot * c.key_width * 16 * E, query, scores);
             f32x16 factor = splat(a.scale);
             if constexpr (C == 2) factor *= load<f32x16>(c.key_scales + slot * 16);
             for (int r = 0; r < R; ++r) {

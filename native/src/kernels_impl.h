@@ -569,4 +569,48 @@ void unpack_row(const Weight& w, int row, float* out) {
     }
 }
 
+template <int T>
+void mix(const Weight& w, int first, int count, const float* x, float* out) {
+    constexpr int E = T == F32 ? 4 : 2;
+    const std::size_t bytes = (std::size_t)w.columns * E;
+    const std::uint8_t* rows = w.data + first * bytes;
+    int k = 0;
+    for (; k + 64 <= w.columns; k += 64) {
+        f32x16 sum[4] = {};
+        for (int n = 0; n < count; ++n)
+            for (int i = 0; i < 4; ++i)
+                sum[i] += load_weights<T>(rows + n * bytes + (std::size_t)(k + 16 * i) * E) * x[n];
+        for (int i = 0; i < 4; ++i) store(out + k + 16 * i, sum[i]);
+    }
+    for (; k < w.columns; ++k) {
+        float sum = 0;
+        for (int n = 0; n < count; ++n) sum += load_weight<T>(rows + n * bytes + (std::size_t)k * E) * x[n];
+        out[k] = sum;
+    }
+}
+
+void mix_rows(const Weight& w, int first, int count, const float* x, float* out) {
+    if (w.type == F32) mix<F32>(w, first, count, x, out);
+    else if (w.type == F16) mix<F16>(w, first, count, x, out);
+    else mix<BF16>(w, first, count, x, out);
+}
+
+template <int T>
+void dots(const Weight& w, int first, int count, const float* x, float* out) {
+    const std::size_t bytes = (std::size_t)w.columns * (T == F32 ? 4 : 2);
+    Activation a{};
+    a.tokens = 1;
+    a.width = a.padded = w.columns;
+    a.f = const_cast<float*>(x);
+    int n = 0;
+    for (; n + 4 <= count; n += 4) dot_rows<T, 4, 1>(w.data + (first + n) * bytes, bytes, a, 0, out + n);
+    for (; n < count; ++n) dot_rows<T, 1, 1>(w.data + (first + n) * bytes, bytes, a, 0, out + n);
+}
+
+void dot_each(const Weight& w, int first, int count, const float* x, float* out) {
+    if (w.type == F32) dots<F32>(w, first, count, x, out);
+    else if (w.type == F16) dots<F16>(w, first, count, x, out);
+    else dots<BF16>(w, first, count, x, out);
+}
+
 #include "kernels_attention.h"

@@ -14,7 +14,8 @@ constexpr int kFew = 8;
 }  // namespace
 
 extern const Kernels table = {"portable",  forms,  norm,        prepare, matmul,     act,
-                              rope,  cache_store, attend, unpack_row, softcap};
+                              rope,  cache_store, attend, unpack_row, softcap,
+                              mix_rows, dot_each};
 
 }  // namespace portable
 }  // namespace apr

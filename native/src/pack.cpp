@@ -7,50 +7,72 @@
 namespace apr {
 namespace {
 
-// The 32 values of unit `unit` of one row (blocks of 256 have 8), as unsigned bytes.
-void values_of(int type, const std::uint8_t* block, int unit, std::uint8_t* v) {
-    const auto nibbles = [&](const std::uint8_t* q) {
-        for (int i = 0; i < 16; ++i) v[i] = q[i] & 15, v[i + 16] = q[i] >> 4;
+std::uint32_t word(const std::uint8_t* p) {
+    std::uint32_t w;
+    std::memcpy(&w, p, 4);
+    return w;
+}
+
+// Bit i of a nibble as byte i.
+std::uint32_t spread(std::uint32_t nibble) {
+    return (nibble & 1) | (nibble & 2) << 7 | (nibble & 4) << 14 | (nibble & 8) << 21;
+}
+
+// The quants of one row of a unit (a block of 256 has 8), four columns at a time: `out` is where
+// row 0 of the unit would begin.
+void put_quants(int type, const std::uint8_t* block, int unit, int row, std::uint8_t* out) {
+    const auto put = [&](int group, std::uint32_t w) { std::memcpy(out + 64 * group + 4 * row, &w, 4); };
+    const auto nibbles = [&](const std::uint8_t* q) {  // as they are: column i and i + 16 in a byte
+        for (int g = 0; g < 4; ++g) put(g, word(q + 4 * g));
+    };
+    const auto halves = [&](const std::uint8_t* q, int shift) {  // K types: columns in a row
+        const std::uint32_t low = 0x0f0f0f0fu;
+        for (int g = 0; g < 4; ++g)
+            put(g, ((word(q + 4 * g) >> shift) & low) | ((word(q + 16 + 4 * g) >> shift) & low) << 4);
     };
     const auto fifth = [&](const std::uint8_t* h) {
-        std::uint32_t bits;
-        std::memcpy(&bits, h, 4);
-        for (int i = 0; i < 32; ++i) v[i] |= ((bits >> i) & 1) << 4;
+        const std::uint32_t bits = word(h);
+        std::uint32_t w = 0;
+        for (int g = 0; g < 8; ++g) w |= spread((bits >> (4 * g)) & 15) << g;
+        put(4, w);
     };
-    const auto half_of = [&](const std::uint8_t* q) {  // K types: units share bytes in pairs
-        q += 32 * (unit / 2);
-        const int shift = 4 * (unit % 2);
-        for (int i = 0; i < 32; ++i) v[i] = (q[i] >> shift) & 15;
+    // Two bits of each column: four groups in a byte.
+    const auto pairs = [&](int group, const std::uint8_t* q, int shift) {
+        std::uint32_t w = 0;
+        for (int g = 0; g < 4; ++g) w |= ((word(q + 4 * g) >> shift) & 0x03030303u) << (2 * g);
+        put(group, w);
     };
     switch (type) {
+        case Q8_0:  // signed as unsigned, 128 more
+            for (int g = 0; g < 8; ++g) put(g, word(block + 2 + 4 * g) ^ 0x80808080u);
+            return;
         case Q4_0: return nibbles(block + 2);
         case Q4_1: return nibbles(block + 4);
         case MXFP4: return nibbles(block + 1);
         case Q5_0: nibbles(block + 6); return fifth(block + 2);
         case Q5_1: nibbles(block + 8); return fifth(block + 4);
-        case Q8_0:
-            for (int i = 0; i < 32; ++i) v[i] = block[2 + i] ^ 0x80;
-            return;
-        case Q4_K: return half_of(block + 16);
-        case Q5_K:
-            half_of(block + 48);
-            for (int i = 0; i < 32; ++i) v[i] |= ((block[16 + i] >> unit) & 1) << 4;
-            return;
+        case Q4_K: return halves(block + 16 + 32 * (unit / 2), 4 * (unit % 2));
+        case Q5_K: {
+            halves(block + 48 + 32 * (unit / 2), 4 * (unit % 2));
+            std::uint32_t w = 0;
+            for (int g = 0; g < 8; ++g)
+                w |= ((word(block + 16 + 4 * g) >> unit) & 0x01010101u) << g;
+            return put(4, w);
+        }
         case Q6_K: {
-            const std::uint8_t* low = block + 64 * (unit / 4) + 32 * (unit % 2);
+            halves(block + 64 * (unit / 4) + 32 * (unit % 2), unit % 4 < 2 ? 0 : 4);
             const std::uint8_t* high = block + 128 + 32 * (unit / 4);
-            const int shift = unit % 4 < 2 ? 0 : 4, bits = 2 * (unit % 4);
-            for (int i = 0; i < 32; ++i)
-                v[i] = ((low[i] >> shift) & 15) | (((high[i] >> bits) & 3) << 4);
-            return;
+            pairs(4, high, 2 * (unit % 4));
+            return pairs(5, high + 16, 2 * (unit % 4));
         }
         case TQ2_0: {
             const std::uint8_t* q = block + 32 * (unit / 4);
-            for (int i = 0; i < 32; ++i) v[i] = (q[i] >> (2 * (unit % 4))) & 3;
-            return;
+            pairs(0, q, 2 * (unit % 4));
+            return pairs(1, q + 16, 2 * (unit % 4));
         }
         default: {  // TQ1_0: five digits of base 3 in a byte, the first in its highest part
             static const std::uint8_t power[5] = {1, 3, 9, 27, 81};
+            std::uint8_t v[32];
             for (int i = 0; i < 32; ++i) {
                 const int k = 32 * unit + i;
                 int byte, digit;
@@ -60,45 +82,9 @@ void values_of(int type, const std::uint8_t* block, int unit, std::uint8_t* v) {
                 const std::uint8_t q = (std::uint8_t)(block[byte] * power[digit]);
                 v[i] = (std::uint8_t)(((unsigned)q * 3) >> 8);
             }
+            pairs(0, v, 0);
+            return pairs(1, v + 16, 0);
         }
-    }
-}
-
-void put_quants(int type, const std::uint8_t v[16][32], std::uint8_t* out) {
-    const Layout& l = *layout(type);
-    if (type == Q8_0) {
-        for (int g = 0; g < 8; ++g)
-            for (int r = 0; r < 16; ++r) std::memcpy(out + 64 * g + 4 * r, v[r] + 4 * g, 4);
-        return;
-    }
-    if (type == TQ1_0 || type == TQ2_0) {
-        for (int h = 0; h < 2; ++h)
-            for (int r = 0; r < 16; ++r)
-                for (int j = 0; j < 4; ++j) {
-                    const std::uint8_t* p = v[r] + 16 * h + j;
-                    out[64 * h + 4 * r + j] = p[0] | p[4] << 2 | p[8] << 4 | p[12] << 6;
-                }
-        return;
-    }
-    for (int g = 0; g < 4; ++g)
-        for (int r = 0; r < 16; ++r)
-            for (int j = 0; j < 4; ++j)
-                out[64 * g + 4 * r + j] = (v[r][4 * g + j] & 15) | (v[r][16 + 4 * g + j] & 15) << 4;
-    if (l.quants == 320) {
-        for (int r = 0; r < 16; ++r)
-            for (int j = 0; j < 4; ++j) {
-                int bits = 0;
-                for (int g = 0; g < 8; ++g) bits |= (v[r][4 * g + j] >> 4) << g;
-                out[256 + 4 * r + j] = (std::uint8_t)bits;
-            }
-    } else if (l.quants == 384) {
-        for (int h = 0; h < 2; ++h)
-            for (int r = 0; r < 16; ++r)
-                for (int j = 0; j < 4; ++j) {
-                    int bits = 0;
-                    for (int g = 0; g < 4; ++g) bits |= (v[r][16 * h + 4 * g + j] >> 4) << (2 * g);
-                    out[256 + 64 * h + 4 * r + j] = (std::uint8_t)bits;
-                }
     }
 }
 
@@ -126,14 +112,15 @@ void pack(int type, int rows, int columns, const std::uint8_t* source, int first
         std::uint8_t* super = scales + (std::size_t)units * l.scales;
         std::memset(scales, 0, out + bytes - scales);
         for (int u = 0; u < units; ++u) {
-            std::uint8_t v[16][32] = {};
+            std::uint8_t* quants = out + (std::size_t)u * l.quants;
+            if (16 * (b + 1) > rows) std::memset(quants, 0, l.quants);  // rows that are not there
             std::uint8_t* s = scales + (std::size_t)u * l.scales;
             std::uint8_t* t = super + (std::size_t)(u / 8) * l.super;
             for (int r = 0; r < 16 && 16 * b + r < rows; ++r) {
                 const std::uint8_t* block =
                     source + (16 * b + r) * row_bytes + (std::size_t)(u / per_block) * l.source_bytes;
                 const int unit = u % per_block;
-                values_of(type, block, unit, v[r]);
+                put_quants(type, block, unit, r, quants);
                 switch (type) {
                     case Q4_1: case Q5_1: std::memcpy(s + 32 + 2 * r, block + 2, 2); [[fallthrough]];
                     case Q8_0: case Q4_0: case Q5_0: std::memcpy(s + 2 * r, block, 2); break;
@@ -152,7 +139,6 @@ void pack(int type, int rows, int columns, const std::uint8_t* source, int first
                     default: std::memcpy(t + 2 * r, block + 64, 2); break;
                 }
             }
-            put_quants(type, v, out + (std::size_t)u * l.quants);
         }
     }
 }

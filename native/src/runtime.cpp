@@ -6,6 +6,7 @@
 // points, and a sleeping thread would need longer to wake than the work takes.
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
@@ -194,7 +195,25 @@ enum Kind {
     kAct = 7,
     // a: buffer, width. f: cap.
     kSoftcap = 8,
+    // out = each token's experts, weighed. a: in, out, router's logits, first of (gate, up, down) of
+    // expert 0, norm's weight, its bias, norm kind, act, an expert's width, experts, chosen, first of
+    // their biases or -1, sigmoid, correction bias or -1, groups, best groups, groups by their two
+    // best, weights made to sum to one, buffers for gate, up and results, width. f: eps, factor,
+    // limit.
+    kExperts = 9,
+    // out += in, times sigmoid of one number per token. a: in, out, width, buffer of that or -1.
+    kAdd = 10,
+    // MLA's queries into the latent's space, and their rotating part. a: q, out, kv_b, heads, nope,
+    // rope, value width, rank, angles, interleaved, half.
+    kAbsorb = 11,
+    // MLA's latent: norm, rotation, store. a: in, layer, norm's weight, rank, angles, interleaved,
+    // half. f: eps.
+    kLatent = 12,
+    // MLA's values out of the latent's space. a: in, out, kv_b, heads, nope, value width, rank.
+    kExpand = 13,
 };
+
+constexpr int kStages = 8;  // how often one operation may hand out work
 
 struct Cache {
     std::vector<LayerCache> layers;
@@ -245,7 +264,10 @@ struct Model {
     Activation shared{};
     std::vector<Private> own;
     std::unique_ptr<std::atomic<int>[]> counters;
-    int most = 0, widest = 0;
+    int most = 0, widest = 0, chosen = 1;  // chosen: experts per token, at most
+    // Where the rows (token, choice) go that are sorted by expert.
+    std::vector<int> route_expert, route_place, route_token, route_start;
+    std::vector<float> route_weight;
 
     const float* vector(int i) const { return i < 0 ? nullptr : vectors[i]; }
 };
@@ -254,13 +276,17 @@ void make_room(Model& m) {
     int widest = 32, value = 64;
     for (const Weight& w : m.weights) widest = w.columns > widest ? w.columns : widest;
     for (const std::int32_t w : m.widths) widest = w > widest ? w : widest;
-    const std::size_t padded = (widest + 31) / 32 * 32;
-    std::size_t total = activation_bytes(m.most, padded) + 4096;
+    const std::size_t padded = (widest + 31) / 32 * 32, rows = (std::size_t)m.most * m.chosen;
+    std::size_t total = activation_bytes(rows, padded) + 4096;
     for (const std::int32_t w : m.widths) total += ((std::size_t)w * m.most * 4 + 63) / 64 * 64;
     m.memory = std::make_unique<Pages>(total);
     std::uint8_t* p = m.memory->data();
-    m.shared = lay_out(p, m.most, padded);
-    p += (activation_bytes(m.most, padded) + 63) / 64 * 64;
+    m.shared = lay_out(p, rows, padded);
+    p += (activation_bytes(rows, padded) + 63) / 64 * 64;
+    m.route_expert.resize(rows);
+    m.route_place.resize(rows);
+    m.route_token.resize(rows);
+    m.route_weight.resize(rows);
     m.buffers.clear();
     for (const std::int32_t w : m.widths) {
         m.buffers.push_back((float*)p);
@@ -288,6 +314,58 @@ struct Pass {
     int last;
 };
 
+// A token's experts and their weights, as apr/model/moe.py chooses them.
+void route(const AprOp& op, const float* logits, const float* correction, int* experts,
+           float* weights) {
+    const int count = op.a[9], chosen = op.a[10], groups = op.a[14];
+    std::vector<float> scores(count), choice(count);
+    if (op.a[12]) {
+        for (int e = 0; e < count; ++e) scores[e] = 1.0f / (1.0f + std::exp(-logits[e]));
+    } else {
+        float top = logits[0], sum = 0;
+        for (int e = 1; e < count; ++e) top = logits[e] > top ? logits[e] : top;
+        for (int e = 0; e < count; ++e) sum += scores[e] = std::exp(logits[e] - top);
+        for (int e = 0; e < count; ++e) scores[e] /= sum;
+    }
+    for (int e = 0; e < count; ++e) choice[e] = scores[e] + (correction ? correction[e] : 0.0f);
+    if (groups > 1) {
+        const int size = count / groups;
+        std::vector<float> worth(groups);
+        for (int g = 0; g < groups; ++g) {
+            float first = -INFINITY, second = -INFINITY;
+            for (int e = g * size; e < (g + 1) * size; ++e) {
+                if (choice[e] > first) second = first, first = choice[e];
+                else if (choice[e] > second) second = choice[e];
+            }
+            worth[g] = op.a[16] && size > 1 ? first + second : first;
+        }
+        std::vector<bool> kept(groups, false);
+        for (int i = 0; i < op.a[15]; ++i) {
+            int best = -1;
+            for (int g = 0; g < groups; ++g)
+                if (!kept[g] && (best < 0 || worth[g] > worth[best])) best = g;
+            kept[best] = true;
+        }
+        for (int e = 0; e < count; ++e)
+            if (!kept[e / size]) choice[e] = -INFINITY;
+    }
+    float sum = 0;
+    for (int i = 0; i < chosen; ++i) {
+        int best = -1;
+        for (int e = 0; e < count; ++e) {
+            bool taken = false;
+            for (int j = 0; j < i; ++j) taken = taken || experts[j] == e;
+            if (!taken && (best < 0 || choice[e] > choice[best])) best = e;
+        }
+        experts[i] = best;
+        sum += weights[i] = scores[best];
+    }
+    for (int i = 0; i < chosen; ++i) {
+        if (op.a[17]) weights[i] /= sum + 1e-20f;
+        weights[i] *= op.f[1];
+    }
+}
+
 void walk(const Pass& p, int thread) {
     Model& m = p.m;
     const Kernels& k = *m.kernels;
@@ -300,10 +378,11 @@ void walk(const Pass& p, int thread) {
 
     for (std::size_t index = 0; index < m.ops.size(); ++index) {
         const AprOp& op = m.ops[index];
-        std::atomic<int>& counter = m.counters[index];
+        int stage = 0;
         // Pieces of work, taken in turn: an even share where all are alike would wait for the
         // thread that something else had held up.
         const auto share = [&](int pieces, int at_once, const auto& work) {
+            std::atomic<int>& counter = m.counters[index * kStages + stage++];
             if (threads == 1) {
                 if (pieces > 0) work(0, pieces);
                 return;
@@ -480,6 +559,181 @@ void walk(const Pass& p, int thread) {
                 });
                 break;
             }
+            case kExperts: {
+                const int n = op.a[21], wide = op.a[8], experts = op.a[9], chosen = op.a[10];
+                const int rows = p.count * chosen;
+                const float* x = buffer(op.a[0]);
+                const float* logits = buffer(op.a[2]);
+                share(p.count, 1, [&](int first, int c) {
+                    for (int t = first; t < first + c; ++t)
+                        route(op, logits + (std::size_t)t * experts, m.vector(op.a[13]),
+                              &m.route_expert[(std::size_t)t * chosen],
+                              &m.route_weight[(std::size_t)t * chosen]);
+                });
+                m.pool.barrier().wait();
+                if (thread == 0) {  // sort the rows by expert, tokens in order
+                    std::vector<int>& start = m.route_start;
+                    start.assign(experts + 1, 0);
+                    for (int i = 0; i < rows; ++i) ++start[m.route_expert[i] + 1];
+                    for (int e = 0; e < experts; ++e) start[e + 1] += start[e];
+                    std::vector<int> next(start.begin(), start.end() - 1);
+                    for (int i = 0; i < rows; ++i) {
+                        m.route_place[i] = next[m.route_expert[i]]++;
+                        m.route_token[m.route_place[i]] = i / chosen;
+                    }
+                }
+                m.pool.barrier().wait();
+                const Weight* weights = &m.weights[op.a[3]];
+                const auto every = [&](int type) {
+                    return k.forms(type, 1) | (p.count > 8 ? k.forms(type, 1 << 20) : 0);
+                };
+                const auto spread = [&](const float* from, int width, int wanted, bool gathered) {
+                    current = m.shared;
+                    current.tokens = rows;
+                    current.width = width;
+                    current.padded = (width + 31) / 32 * 32;
+                    share(rows, 1, [&](int first, int c) {
+                        for (int r = first; r < first + c; ++r) {
+                            const float* at =
+                                from + (std::size_t)(gathered ? r : m.route_token[r]) * width;
+                            if (!gathered && op.a[6]) {
+                                k.norm(at, own.row, width, m.vector(op.a[4]), m.vector(op.a[5]),
+                                       op.a[6], op.f[0]);
+                                at = own.row;
+                            }
+                            k.prepare(at, current, r, wanted);
+                        }
+                    });
+                    m.pool.barrier().wait();
+                };
+                const auto of_expert = [&](int e) {
+                    const int first = m.route_start[e];
+                    const std::size_t padded = current.padded;
+                    Activation a = current;
+                    a.tokens = m.route_start[e + 1] - first;
+                    a.f += first * padded;
+                    a.q += first * padded;
+                    a.d += first * (padded / 32);
+                    a.s += first * (padded / 16);
+                    a.hi += first * padded;
+                    a.lo += first * padded;
+                    return a;
+                };
+                const auto bias = [&](int e, int part) {
+                    return op.a[11] < 0 ? nullptr : m.vector(op.a[11] + 3 * e + part);
+                };
+                const auto each = [&](int height, const auto& work) {
+                    const int pieces = (height + 15) / 16, at_once = chunk(pieces);
+                    const int turns = (pieces + at_once - 1) / at_once;
+                    std::vector<int> used;
+                    for (int e = 0; e < experts; ++e)
+                        if (m.route_start[e + 1] > m.route_start[e]) used.push_back(e);
+                    share((int)used.size() * turns, 1, [&](int first, int c) {
+                        for (int i = first; i < first + c; ++i) {
+                            const int from = i % turns * at_once;
+                            work(used[i / turns], from,
+                                 pieces - from < at_once ? pieces - from : at_once);
+                        }
+                    });
+                    m.pool.barrier().wait();
+                };
+                spread(x, n, every(weights[0].type) | every(weights[1].type), false);
+                float *gates = buffer(op.a[18]), *side = buffer(op.a[19]), *results = buffer(op.a[20]);
+                each(wide, [&](int e, int first, int c) {
+                    const Activation a = of_expert(e);
+                    const std::size_t at = (std::size_t)m.route_start[e] * wide;
+                    k.matmul(weights[3 * e], a, first, c, gates + at, wide, bias(e, 0), false,
+                             own.scratch);
+                    k.matmul(weights[3 * e + 1], a, first, c, side + at, wide, bias(e, 1), false,
+                             own.scratch);
+                    const int to = 16 * (first + c) < wide ? 16 * (first + c) : wide;
+                    for (int t = 0; t < a.tokens; ++t) {
+                        float* g = gates + at + (std::size_t)t * wide + 16 * first;
+                        k.act(g, side + at + (std::size_t)t * wide + 16 * first, g, to - 16 * first,
+                              op.a[7], op.f[2]);
+                    }
+                });
+                spread(gates, wide, every(weights[2].type), true);
+                each(n, [&](int e, int first, int c) {
+                    k.matmul(weights[3 * e + 2], of_expert(e), first, c,
+                             results + (std::size_t)m.route_start[e] * n, n, bias(e, 2), false,
+                             own.scratch);
+                });
+                float* out = buffer(op.a[1]);
+                share(p.count, 1, [&](int first, int c) {
+                    for (int t = first; t < first + c; ++t) {
+                        float* y = out + (std::size_t)t * n;
+                        std::memset(y, 0, (std::size_t)n * 4);
+                        for (int j = 0; j < chosen; ++j) {
+                            const int i = t * chosen + j;
+                            const float* r = results + (std::size_t)m.route_place[i] * n;
+                            const float w = m.route_weight[i];
+                            for (int d = 0; d < n; ++d) y[d] += w * r[d];
+                        }
+                    }
+                });
+                break;
+            }
+            case kAdd: {
+                const int n = op.a[2];
+                const float* x = buffer(op.a[0]);
+                float* out = buffer(op.a[1]);
+                share(p.count, 1, [&](int first, int c) {
+                    for (int t = first; t < first + c; ++t) {
+                        float factor = 1;
+                        if (op.a[3] >= 0) factor = 1.0f / (1.0f + std::exp(-buffer(op.a[3])[t]));
+                        const std::size_t at = (std::size_t)t * n;
+                        for (int d = 0; d < n; ++d) out[at + d] += factor * x[at + d];
+                    }
+                });
+                break;
+            }
+            case kAbsorb: {
+                const int heads = op.a[3], nope = op.a[4], turning = op.a[5], rank = op.a[7];
+                const float *cos = p.angles[2 * (op.a[8] - 1)], *sin = p.angles[2 * (op.a[8] - 1) + 1];
+                const int half = op.a[10];
+                const float* q = buffer(op.a[0]);
+                float* out = buffer(op.a[1]);
+                share(p.count * heads, 1, [&](int first, int c) {
+                    for (int i = first; i < first + c; ++i) {
+                        const int t = i / heads, h = i % heads;
+                        const float* x = q + (std::size_t)i * (nope + turning);
+                        float* y = out + (std::size_t)i * (rank + turning);
+                        k.mix_rows(m.weights[op.a[2]], h * (nope + op.a[6]), nope, x, y);
+                        std::memcpy(y + rank, x + nope, turning * sizeof(float));
+                        k.rope(y + rank, cos + (std::size_t)t * half, sin + (std::size_t)t * half,
+                               half, op.a[9] != 0);
+                    }
+                });
+                break;
+            }
+            case kLatent: {
+                const LayerCache& c = p.cache->layers[op.a[1]];
+                const int rank = op.a[3], half = op.a[6];
+                const float *cos = p.angles[2 * (op.a[4] - 1)], *sin = p.angles[2 * (op.a[4] - 1) + 1];
+                float* x = buffer(op.a[0]);
+                share(p.count, 1, [&](int first, int n) {
+                    for (int t = first; t < first + n; ++t) {
+                        float* row = x + (std::size_t)t * c.key_width;
+                        k.norm(row, row, rank, m.vector(op.a[2]), nullptr, 1, op.f[0]);
+                        k.rope(row + rank, cos + (std::size_t)t * half, sin + (std::size_t)t * half,
+                               half, op.a[5] != 0);
+                        k.cache_store(c, 0, p.past + t, row, row);
+                    }
+                });
+                break;
+            }
+            case kExpand: {
+                const int heads = op.a[3], nope = op.a[4], value = op.a[5], rank = op.a[6];
+                const float* x = buffer(op.a[0]);
+                float* out = buffer(op.a[1]);
+                share(p.count * heads, 1, [&](int first, int c) {
+                    for (int i = first; i < first + c; ++i)
+                        k.dot_each(m.weights[op.a[2]], i % heads * (nope + value) + nope, value,
+                                   x + (std::size_t)i * rank, out + (std::size_t)i * value);
+                });
+                break;
+            }
         }
         if (op.sync) m.pool.barrier().wait();
     }
@@ -487,7 +741,8 @@ void walk(const Pass& p, int thread) {
 
 void run(const Pass& p) {
     Model& m = p.m;
-    for (std::size_t i = 0; i < m.ops.size(); ++i) m.counters[i].store(0, std::memory_order_relaxed);
+    for (std::size_t i = 0; i < m.ops.size() * kStages; ++i)
+        m.counters[i].store(0, std::memory_order_relaxed);
     m.pool.run([&](int thread) { walk(p, thread); });
 }
 
@@ -496,7 +751,8 @@ std::size_t element(int type) { return type == 0 ? 4 : type == 1 ? 2 : 1; }
 std::size_t layer_bytes(const AprLayer& l, int type) {
     const std::size_t positions = (std::size_t)l.kv_heads * l.blocks * 16;
     const std::size_t scales = type == 2 ? 8 : 0;
-    return positions * ((l.key_width + l.value_width) * element(type) + scales) + 4 * 64;
+    const int width = l.latent ? l.key_width : l.key_width + l.value_width;
+    return positions * (width * element(type) + scales) + 4 * 64;
 }
 
 }  // namespace
@@ -547,7 +803,10 @@ void apr_set_program(void* model, const AprOp* ops, int count, const int32_t* wi
     m.ops.assign(ops, ops + count);
     m.widths.assign(widths, widths + buffers);
     m.most = most;
-    m.counters = std::make_unique<std::atomic<int>[]>(count);
+    m.counters = std::make_unique<std::atomic<int>[]>((std::size_t)count * apr::kStages);
+    m.chosen = 1;
+    for (const AprOp& op : m.ops)
+        if (op.kind == apr::kExperts && op.a[10] > m.chosen) m.chosen = op.a[10];
     // What a product reads is decided by the types of the weights that follow its preparation.
     for (int i = 0; i < count; ++i) {
         if (m.ops[i].kind != apr::kPrepare) continue;
@@ -591,8 +850,9 @@ void* apr_cache_new(const AprLayer* layers, int count, int type) {
         c.value_width = l.value_width;
         c.blocks = l.blocks;
         c.type = type;
-        c.keys = take(positions * l.key_width * apr::element(type));
-        c.values = take(positions * l.value_width * apr::element(type));
+        c.latent = l.latent != 0;
+        if (!c.latent) c.keys = take(positions * l.key_width * apr::element(type));
+        c.values = take(positions * (c.latent ? l.key_width : l.value_width) * apr::element(type));
         if (type == 2) {
             c.key_scales = (float*)take(positions * 4);
             c.value_scales = (float*)take(positions * 4);
