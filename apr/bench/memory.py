@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 from apr.bench.timing import Clock, timed
 from apr.model import costs
+from apr.native.library import best_set, unavailable
+from apr.native.model import Arena, NativeModel
 
 if TYPE_CHECKING:
     import torch
 
-_CPU_BUFFER = 256 << 20  # bytes; well above the last-level cache of any server core pair
+_CPU_BUFFER = 512 << 20  # bytes; above the last-level cache that most servers give to a few cores
 _GPU_BUFFER = 1 << 30
 _REPEATS = 3
 
@@ -57,18 +59,37 @@ def known_bandwidth(device: torch.device, hardware: str) -> float | None:
 
 
 class Probe:
-    """Reads a large buffer; keeps it, so that a probe costs no allocation."""
+    """Reads a large buffer; keeps it, so that a probe costs no allocation.
 
-    def __init__(self, device: torch.device, clock: Clock = time.perf_counter) -> None:
-        import torch
+    On a CPU the kernels' reader does it, on as many threads as are measured with; where the
+    library is missing, PyTorch's sum. `reader` says which.
+    """
 
+    def __init__(
+        self, device: torch.device, clock: Clock = time.perf_counter, threads: int | None = None
+    ) -> None:
+        self._clock, self._device = clock, device
+        self._native: NativeModel | None = None
         size = _GPU_BUFFER if device.type == "cuda" else _buffer_for_cpu()
-        self._clock = clock
-        self._device = device
-        self._buffer = torch.ones(size // 4, dtype=torch.float32, device=device)
+        missing = unavailable() if device.type == "cpu" and threads else "not asked for"
+        if threads and not missing:
+            self._native = NativeModel(best_set(), threads)
+            self._bytes = Arena(size).take(size)
+            self._bytes.fill(1)
+            self.reader = f"read by the CPU kernels, {threads} threads"
+        else:
+            import torch
+
+            self._buffer = torch.ones(size // 4, dtype=torch.float32, device=device)
+            self.reader = "summed by PyTorch"
+            if device.type == "cpu" and threads:
+                self.reader += f" (the CPU kernels are missing: {missing})"
 
     def read(self) -> float:
         """Bytes per second of the best of a few reads."""
+        if self._native is not None:
+            best = min(self._native.read_seconds(self._bytes) for _ in range(_REPEATS))
+            return self._bytes.nbytes / best
         return self._buffer.nbytes / min(timed(self._sum, self._clock) for _ in range(_REPEATS))
 
     def _sum(self) -> None:
@@ -77,7 +98,7 @@ class Probe:
 
 
 def _buffer_for_cpu() -> int:
-    """256 MiB, or an eighth of what is free where that is less."""
+    """512 MiB, or an eighth of what is free where that is less."""
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):

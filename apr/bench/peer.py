@@ -51,19 +51,25 @@ def check(path: Path, format: str) -> None:
 
 
 class Peer:
-    """A process of llama.cpp with a model loaded. A context manager: it ends with the block."""
+    """A process of llama.cpp with a model loaded. A context manager: it ends with the block.
 
-    def __init__(self, path: Path, threads: int) -> None:
+    `extra_buffers`: None tries them and does without where they crash.
+    """
+
+    def __init__(self, path: Path, threads: int, extra_buffers: bool | None = None) -> None:
         self.path, self.threads = path, threads
         self.notes: list[str] = []
         self.peak_rss: int | None = None
         self._errors = tempfile.TemporaryFile()
+        if extra_buffers is not None:
+            self._start(extra_buffers=extra_buffers)
+            return
         try:
             self._start(extra_buffers=True)
             self.run(Test("pp", 2))
             self.run(Test("tg", 2))
         except InferenceError:
-            if self._process.returncode != -signal.SIGSEGV:
+            if (self._process.poll() or 0) >= 0:  # refused, not crashed
                 self.close()
                 raise
             self._end()

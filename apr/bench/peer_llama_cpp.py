@@ -81,9 +81,7 @@ class _Peer:
             begin = depth or 1
             for call in self._calls(context, ids[:begin], 0, batch, together=True):
                 call()
-        calls = list(
-            self._calls(context, ids[begin : begin + tokens], begin, batch, kind == "pp")
-        )
+        calls = list(self._calls(context, ids[begin : begin + tokens], begin, batch, kind == "pp"))
         library.llama_synchronize(context)
         start = time.perf_counter()
         for call in calls:
