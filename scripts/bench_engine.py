@@ -261,11 +261,12 @@ def render(rows: list[dict[str, Any]]) -> str:
     """The section of the page."""
     head = ["model", "type", "tg64 tok/s", "llama.cpp", "ratio (pairs)", "of a memory read",
             "GB/s before, after", "pp128 tok/s", "llama.cpp", "ratio (pairs)",
-            "load to first token, s: ours / peer", "memory, MB: ours / peer / file + cache"]  # fmt: skip
+            "load to first token, s: ours / peer",
+            "memory, MB: ours / peer / file + cache"]  # fmt: skip
     lines = [
         BEGIN, "",
         f"Medians of the samples ± relative standard deviation; ratios are medians of pairs taken "
-        f"in turns, with the smallest and largest pair. ✓ and ✗ (the target) against what was asked. "
+        f"in turns, with the smallest and largest pair. ✓ and ✗ (the target): what was asked. "
         f"Share of a memory read: stored bytes that a step must read, times steps per second, over "
         f"the bandwidth probed between the rounds. Memory: peak resident memory above that before "
         f"loading, {PROMPT} + {STEPS} tokens. Made by `python scripts/bench_engine.py --write`; "
