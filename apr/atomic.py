@@ -35,9 +35,26 @@ def explain(error: OSError, target: StrPath) -> StorageError:
         errno.EACCES: "choose a folder that can be written to",
         errno.EPERM: "choose a folder that can be written to",
         errno.ENOTDIR: "a part of the path is a file, not a folder",
+        errno.EEXIST: "a part of the path is a file, not a folder",
     }
     text = (error.strerror or str(error)).lower()
     return StorageError(target, f"cannot be written ({text})", hints.get(error.errno or 0, ""))
+
+
+def _make_folder(folder: Path, made: list[Path]) -> None:
+    """Make a folder and all that is missing above it; `made` gets these, the deepest first."""
+    for path in (folder, *folder.parents):
+        if path.exists():
+            break
+        made.append(path)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders that hold nothing, the deepest first; after a success they hold the target."""
+    for path in folders:
+        with suppress(OSError):
+            path.rmdir()
 
 
 def sync_directory(path: StrPath) -> None:
@@ -58,8 +75,8 @@ def sync_file(path: StrPath) -> None:
 def atomic_file(target: StrPath, *, force: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `target`; on success it is flushed and renamed into place.
 
-    The folder is made if it is missing. On any failure the temporary file is removed and the old
-    target, if there was one, is untouched.
+    The folder is made if it is missing. On any failure the temporary file is removed, and the
+    folder if it was made for it; the old target, if there was one, is untouched.
 
     Raises:
         StorageError: the target exists (and not `force`), or cannot be written.
@@ -67,8 +84,9 @@ def atomic_file(target: StrPath, *, force: bool = False) -> Iterator[Path]:
     target = Path(target)
     refuse_existing(target, force)
     temporary = target.parent / f".{target.name}.tmp-{os.getpid()}"
+    made: list[Path] = []
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent, made)
         yield temporary
         sync_file(temporary)
         temporary.replace(target)
@@ -78,6 +96,7 @@ def atomic_file(target: StrPath, *, force: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the real error is on its way already
             temporary.unlink(missing_ok=True)
+        _remove_empty(made)
 
 
 @contextmanager
@@ -91,8 +110,10 @@ def atomic_directory(target: StrPath, *, force: bool = False) -> Iterator[Path]:
     refuse_existing(target, force)
     temporary = target.parent / f".{target.name}.tmp-{os.getpid()}"
     old = target.parent / f".{target.name}.old-{os.getpid()}"
+    made: list[Path] = []
     try:
-        temporary.mkdir(parents=True)
+        _make_folder(target.parent, made)
+        temporary.mkdir()
         yield temporary
         for path in sorted(temporary.rglob("*")):
             sync_file(path)
@@ -112,6 +133,7 @@ def atomic_directory(target: StrPath, *, force: bool = False) -> Iterator[Path]:
         else:
             with suppress(OSError):
                 old.unlink(missing_ok=True)
+        _remove_empty(made)
 
 
 def write_text(target: StrPath, text: str, *, force: bool = False) -> None:

@@ -129,7 +129,24 @@ class TrainingDiverged(AprError):
 
 
 class Interrupted(AprError):
-    """The run was stopped by the user and saved; the hint is the command that resumes it."""
+    """The run was stopped by the user and saved; the hint is the command that resumes it.
+
+    Args:
+        where: as of any error.
+        what: as of any error.
+        hint: as of any error.
+        document: what there was, for programs; it stands beside the error in its JSON.
+    """
 
     exit_code = 130
     kind = "interrupted"
+
+    def __init__(
+        self, where: StrPath, what: str, hint: str = "", document: dict[str, object] | None = None
+    ) -> None:
+        super().__init__(where, what, hint)
+        self.document = document or {}
+
+    def as_json(self) -> dict[str, object]:
+        """The message for programs, and what there was."""
+        return {**self.document, **super().as_json()}

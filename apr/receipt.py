@@ -5,6 +5,7 @@ Cheap: imports torch only if it is already loaded, asks git only inside a checko
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shlex
@@ -68,6 +69,19 @@ def cpu_name() -> str:
 def now() -> str:
     """The time, UTC, ISO 8601, seconds."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file; of a folder, over the sorted lines `sha256  name` of its files."""
+    if path.is_dir():
+        lines = [
+            f"{file_sha256(p)}  {p.name}\n"
+            for p in sorted(path.iterdir())
+            if p.is_file() and not p.name.startswith(".")
+        ]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def receipt(device: str | None = None) -> dict[str, Any]:

@@ -4,7 +4,8 @@
 For each case of `tests/parity/<family>.yaml` a random tiny model is made by transformers and taken
 through every world:
 
-    transformers -> folder -> apr: our logits, in one pass and step by step with a cache
+    transformers -> folder -> apr: our logits, in one pass and step by step with a cache, by torch
+        and by every set of CPU kernels that runs here
     -> .apr -> Hugging Face folder -> transformers again: tensors, config, logits
     -> GGUF -> llama.cpp: logits, greedy tokens;  -> apr again: tensors, architecture
 
@@ -74,6 +75,7 @@ class Row:
     case: str
     ours: float = math.nan
     cached: float = math.nan
+    kernels: float = math.nan
     folder: float = math.nan
     llama_cpp: float = math.nan
     top1: str = ""
@@ -184,6 +186,7 @@ def _ours(case: Case, row: Row, source: Path, prompt: list[int], theirs: Any) ->
     steps += [session.decode(i) for i in prompt[first:last]]
     rest = session.prefill(prompt[last:])
     row.cached = max(_far(np.stack(steps), logits[first - 1 : last]), _far(rest, logits[-1]))
+    _native(case, row, opened, prompt, theirs)
     batched = _batched(loaded, prompt, first)
     if not batched <= OURS:
         row.problems.append(f"a batch differs from its sequences alone by {batched:.1e}")
@@ -192,6 +195,33 @@ def _ours(case: Case, row: Row, source: Path, prompt: list[int], theirs: Any) ->
     if not row.cached <= OURS:
         row.problems.append(f"steps with a cache differ by {row.cached:.1e}")
     return opened
+
+
+def _native(case: Case, row: Row, opened: Any, prompt: list[int], theirs: Any) -> None:
+    """Every set of CPU kernels that runs here: one pass, and step by step."""
+    from apr import engine, native
+
+    if native.unavailable():
+        row.note = native.unavailable()
+        return
+    first = case.first
+    found = []
+    for kernels in native.kernel_sets():
+        if not kernels.usable:
+            continue
+        loaded = engine.load(opened, device="cpu", kernels=kernels.name, threads=2)
+        session = loaded.session()
+        steps = [session.prefill(prompt[:first])]
+        steps += [session.decode(i) for i in prompt[first : first + 15]]
+        far = max(
+            _far(loaded.logits(prompt), theirs),
+            _far(np.stack(steps), theirs[first - 1 : first + 15]),
+            _far(session.prefill(prompt[first + 15 :]), theirs[-1]),
+        )
+        if not far <= OURS:
+            row.problems.append(f"kernels {kernels.name} differ by {far:.1e}")
+        found.append(far)
+    row.kernels = max(found)
 
 
 def _batched(loaded: Any, prompt: list[int], first: int) -> float:
@@ -357,14 +387,15 @@ def line(row: Row) -> str:
         return "-" if math.isnan(value) else f"{value:.1e}" if value else "0"
 
     end = "; ".join(row.problems) if row.problems else row.note.split(",")[0][:90]
-    cells = (row.family, row.case, figure(row.ours), figure(row.cached), figure(row.folder),
-             figure(row.llama_cpp), row.top1 or "-", row.greedy or "-", end)  # fmt: skip
+    figures = (row.ours, row.cached, row.kernels, row.folder, row.llama_cpp)
+    cells = (row.family, row.case, *map(figure, figures), row.top1 or "-", row.greedy or "-", end)
     return "| " + " | ".join(cells) + " |"
 
 
 HEAD = (
-    "| family | shape | ours, transformers | ours, step by step | folder, transformers "
-    "| llama.cpp, ours | top-1 | greedy | note |\n|---|---|---|---|---|---|---|---|---|"
+    "| family | shape | ours, transformers | ours, step by step | CPU kernels, transformers "
+    "| folder, transformers | llama.cpp, ours | top-1 | greedy | note |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -377,8 +408,9 @@ def document(found: list[Row], receipt: Mapping[str, Any]) -> str:
         "Written by `python scripts/parity.py --write`; how a case runs stands in that script,\n"
         "the shapes in `tests/parity/`. Random tiny models in float32; figures are the largest\n"
         "absolute difference of logits over the whole prompt. `ours, step by step` is a KV cache\n"
-        "against one pass. Unless the note says otherwise, tensors and config came back from the\n"
-        "folder unchanged, and tensors and architecture from the GGUF.\n\n"
+        "against one pass, `CPU kernels` the worst of all sets that run here, in one pass and in\n"
+        "steps. Unless the note says otherwise, tensors and config came back from the folder\n"
+        "unchanged, and tensors and architecture from the GGUF.\n\n"
         f"{facts}\n- {good} of {len(found)} cases hold\n\n{HEAD}\n"
         + "\n".join(map(line, found))
         + "\n"
@@ -394,6 +426,8 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.relative_to(ROOT)}")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
+    if args.write and (args.families or args.case or args.no_llama_cpp):
+        parser.error("--write writes the whole table: leave out families, --case, --no-llama-cpp")
     chosen = [c for c in cases(*args.families) if not args.case or args.case in c.name]
     if not chosen:
         print("no such case", file=sys.stderr)
@@ -419,14 +453,20 @@ def versions() -> dict[str, Any]:
     from apr.receipt import receipt
 
     own = receipt("cpu")
+
+    def version(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "absent"
+
     packages = ("torch", "transformers", "llama-cpp-python")
-    known = {d.name: d.version for d in metadata.distributions() if d.name in packages}
     return {
         "command": "python scripts/parity.py --write",
-        "packages": ", ".join(f"{name} {known.get(name, 'absent')}" for name in packages),
-        "commit": own.get("commit"),
-        "hardware": own.get("hardware") or own.get("cpu"),
-        "date": own.get("created_at") or own.get("date"),
+        "packages": ", ".join(f"{name} {version(name)}" for name in packages),
+        "commit": own["commit"],
+        "hardware": f"{own['cpu']}, {own['cores']} cores",
+        "date": own["timestamp"],
     }
 
 

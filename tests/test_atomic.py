@@ -37,7 +37,7 @@ def test_a_dangling_link_counts_as_existing(tmp_path):
 
 def test_a_parent_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StorageError, match="not a folder|cannot be written"):
+    with pytest.raises(StorageError, match="cannot be written.*is a file, not a folder"):
         write_text(tmp_path / "file" / "a.txt", "x")
 
 
@@ -55,3 +55,20 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         (temporary / "b").write_text("2")
     assert names(target) == ["b"]
     assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("make", [atomic_file, atomic_directory])
+def test_a_failure_leaves_no_folder_that_was_made_for_the_target(make, tmp_path):
+    (tmp_path / "there").mkdir()
+    for target in (tmp_path / "there" / "new" / "deep" / "out", tmp_path / "there" / "out"):
+        with pytest.raises(RuntimeError), make(target):
+            raise RuntimeError
+        assert names(tmp_path) == ["there"]
+        assert names(tmp_path / "there") == []
+
+
+def test_a_folder_that_another_wrote_into_stays(tmp_path):
+    with pytest.raises(RuntimeError), atomic_file(tmp_path / "new" / "a.txt") as temporary:
+        (temporary.parent / "other").write_text("x")
+        raise RuntimeError
+    assert names(tmp_path / "new") == ["other"]

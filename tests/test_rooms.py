@@ -18,7 +18,7 @@ FLOORS = [
     {"formats"},
     {"model", "native"},
     {"data", "engine"},
-    {"train", "qa", "bench", "export", "inspect", "chat"},
+    {"train", "qa", "bench", "export", "inspect", "chat", "eval"},
     {"importing", "diff"},
     {"demo"},
     {"cli"},

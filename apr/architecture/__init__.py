@@ -4,7 +4,7 @@ Every verb gets an `Architecture` from the opened model and nothing else.
 """
 
 from apr.architecture.description import FULL, SLIDING, Architecture
-from apr.architecture.reading import from_metadata, missing_keys, resolve_aliases
+from apr.architecture.reading import check_counts, from_metadata, missing_keys, resolve_aliases
 from apr.architecture.rules import Violation, check, violations
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Architecture",
     "Violation",
     "check",
+    "check_counts",
     "from_metadata",
     "missing_keys",
     "resolve_aliases",

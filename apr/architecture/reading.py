@@ -14,6 +14,32 @@ from apr import contracts, rope
 from apr.architecture.description import Architecture
 from apr.errors import InvalidFormat, StrPath
 
+# What decides how many tensors there are, with the names of Hugging Face's configs and GGUF's keys
+# that are not among the aliases.
+_COUNTED = {
+    "num_layers": ("block_count",),
+    "num_experts": ("num_local_experts", "n_routed_experts", "expert_count"),
+}
+
+
+def check_counts(stated: Mapping[str, Any], where: StrPath) -> None:
+    """Refuse a number of layers or experts that no model has, in a config, in GGUF keys (without
+    prefix) or in metadata, before anything is made for each of them.
+
+    Raises:
+        InvalidFormat: the number is above the contract's bound.
+    """
+    contract = contracts.load("metadata")
+    for rule in contract["bounds"]:
+        key = rule["key"]
+        for name in (key, *contract["aliases"].get(key, []), *_COUNTED.get(key, ())):
+            value = stated.get(name) if key in _COUNTED else None
+            if isinstance(value, int) and value > rule["max"]:
+                raise InvalidFormat(
+                    where,
+                    f"[{rule['id']}] {name} is {value}, outside {rule['min']} to {rule['max']}",
+                )
+
 
 def from_metadata(metadata: Mapping[str, Any], where: StrPath) -> Architecture:
     """The architecture that a file's metadata states, aliases understood.
@@ -22,6 +48,7 @@ def from_metadata(metadata: Mapping[str, Any], where: StrPath) -> Architecture:
         InvalidFormat: keys are missing or have the wrong type; the message names all of them,
             with the other names that were tried. Or the rotary scaling is of no use.
     """
+    check_counts(metadata, where)
     resolved = resolve_aliases(metadata)
     family = resolved.get("architecture") or resolved.get("model_type")
     if not isinstance(family, str) or family not in contracts.names("families"):
@@ -94,9 +121,12 @@ def resolve_aliases(metadata: Mapping[str, Any]) -> dict[str, Any]:
                 value = out.pop(other)
                 if out.get(canonical) is None:
                     out[canonical] = value
-    if out.get("head_dim") is None and out.get("hidden_size") and out.get("num_heads"):
+    hidden, heads = out.get("hidden_size"), out.get("num_heads")
+    if out.get("head_dim") is None and hidden and heads:
         # Not a guess: this is what an absent head_dim means in every config that may leave it out.
-        out["head_dim"] = int(out["hidden_size"]) // int(out["num_heads"])
+        # Where one of the two is no number of elements, the message is about that one.
+        whole = isinstance(hidden, int) and isinstance(heads, int)
+        out["head_dim"] = hidden // heads if whole else 0
     return out
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from apr.engine import Engine
 
 Progress = Callable[[str], None]
-_ELEMENT = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0}
 
 
 class Work(Protocol):
@@ -113,15 +112,8 @@ def streamed_bytes(engine: Engine, steps: int, depth: int = 0, batch: int = 1) -
     only looked up, one row. The cache counts at the mean depth of `steps` steps after `depth`
     tokens, or after one.
     """
-    plan, arch = engine.plan, engine.architecture
+    plan = engine.plan
+    weights = float(plan.weight_bytes - engine.looked_up_bytes)
     if plan.weights == "as stored":
-        weights = float(sum(plan.stored.values()))
-        if not arch.tie_word_embeddings:
-            embedding = engine._model.tensors["model.embed_tokens.weight"].nbytes
-            weights -= embedding * (1 - 1 / arch.vocab_size)
-    else:
-        weights = float(plan.weight_bytes)
-        if not arch.tie_word_embeddings:
-            weights -= (arch.vocab_size - 1) * arch.hidden_size * engine.dtype.itemsize
-    cache = costs.cache_bytes_per_token(arch, 1) * _ELEMENT[plan.cache]
-    return weights / batch + cache * (max(depth, 1) + (steps + 1) / 2)
+        weights *= min(1.0, sum(plan.stored.values()) / plan.weight_bytes)
+    return weights / batch + engine.cache_bytes_per_token * (max(depth, 1) + (steps + 1) / 2)

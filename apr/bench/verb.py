@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from apr.bench.record import Comparison, Floor, Ratio, Record, Row
 from apr.bench.sizes import Sizes, Test, check, plan
 from apr.bench.workload import Workload
 from apr.errors import StrPath, UsageError
-from apr.receipt import receipt
+from apr.receipt import file_sha256, receipt
 
 if TYPE_CHECKING:
     from apr.engine import Engine
@@ -63,7 +62,7 @@ def run(
         NotFound, InvalidFormat, ModelLoadError, FeatureUnavailable: it could not be loaded.
     """
     sizes = check(sizes or Sizes(), floor)
-    loaded = _load(path, device, dtype, threads, progress, kernels, cache)
+    loaded = _load(path, (device, dtype, threads, kernels, cache), progress)
     tests = _tests([loaded], sizes)
     rows = measure(
         [loaded.engine], tests, [lambda t: _work(loaded, t)], sizes.repetitions, progress
@@ -86,7 +85,8 @@ def compare(
 ) -> Comparison:
     """Measure two files in turns (A B, B A, ...) and pair their samples. As `run` otherwise."""
     sizes = check(sizes or Sizes(), floor)
-    both = [_load(p, device, dtype, threads, progress, kernels, cache) for p in (path, against)]
+    asked = (device, dtype, threads, kernels, cache)
+    both = [_load(p, asked, progress) for p in (path, against)]
     tests = _tests(both, sizes)
     first, second = measure(
         [item.engine for item in both], tests,
@@ -126,7 +126,7 @@ def against_peer(
             "write --device cpu",
         )  # fmt: skip
     peers.check(Path(path), open_model(path).format)
-    ours = _load(path, "cpu", dtype, threads, progress, kernels, cache)
+    ours = _load(path, ("cpu", dtype, threads, kernels, cache), progress)
     tests = _tests([ours], sizes)
     with peers.Peer(Path(path), ours.engine.plan.threads) as peer:
         first, second = measure(
@@ -172,12 +172,8 @@ def _peer_record(ours: _Loaded, rows: Sequence[Row], peer: peers.Peer) -> Record
 
 def _load(
     path: StrPath,
-    device: str | None,
-    dtype: str | None,
-    threads: int | None,
+    asked: tuple[str | None, str | None, int | None, str | None, str | None],
     progress: Progress | None,
-    kernels: str | None = None,
-    cache: str | None = None,
 ) -> _Loaded:
     from apr import engine
     from apr.formats import open_model
@@ -185,7 +181,7 @@ def _load(
     if progress is not None:
         progress(f"loading {path}")
     model = open_model(path)
-    loaded = engine.load(model, device, dtype, threads, kernels, cache)
+    loaded = engine.load(model, *asked)
     return _Loaded(model, loaded, file_sha256(Path(path)), [])
 
 
@@ -229,16 +225,3 @@ def _record(loaded: _Loaded, rows: Sequence[Row], floor: float | None) -> Record
         notes=tuple(notes),
         floor=Floor(floor, decode.tokens_per_second) if floor is not None and decode else None,
     )
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over the sorted lines `sha256  name` of its files."""
-    if path.is_dir():
-        lines = [
-            f"{file_sha256(p)}  {p.name}\n"
-            for p in sorted(path.iterdir())
-            if p.is_file() and not p.name.startswith(".")
-        ]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

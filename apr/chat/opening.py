@@ -31,6 +31,8 @@ def open_text_model(
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    kernels: str | None = None,
+    cache: str | None = None,
 ) -> TextModel:
     """Load an opened model, or the file or folder at a path; its tokenizer comes first.
 
@@ -42,7 +44,7 @@ def open_text_model(
 
     opened = open_model(model) if isinstance(model, Path) else model
     tokenizer = opened.require_tokenizer()
-    loaded = engine.load(opened, device, dtype, threads)
+    loaded = engine.load(opened, device, dtype, threads, kernels, cache)
     return TextModel(opened.path, loaded, tokenizer, recommended(opened.metadata))
 
 

@@ -47,7 +47,7 @@ class Shell:
         say: takes a line about them.
         verbose: statistics after each answer.
         patient: after an error or Ctrl-C the conversation goes on; else it ends.
-        over: whether it ends all the same (SIGTERM).
+        over: whether it ends all the same (SIGTERM, SIGHUP).
     """
 
     def __init__(

@@ -95,9 +95,9 @@ def _line() -> str:
 
 
 @contextmanager
-def sigterm_as_interrupt() -> Iterator[threading.Event]:
-    """SIGTERM interrupts as Ctrl-C does, while inside; the event says that it came. Only the main
-    thread gets signals; in another one nothing changes.
+def signals_as_interrupt() -> Iterator[threading.Event]:
+    """SIGTERM and SIGHUP interrupt as Ctrl-C does, while inside; the event says that one came.
+    Only the main thread gets signals; in another one nothing changes.
     """
     came = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -108,8 +108,10 @@ def sigterm_as_interrupt() -> Iterator[threading.Event]:
         came.set()
         raise KeyboardInterrupt
 
-    old = signal.signal(signal.SIGTERM, interrupt)
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    old = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield came
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)

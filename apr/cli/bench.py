@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from apr.bench.sizes import Sizes
 
+from apr.cli import generation_options as options
 from apr.errors import AprError, UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -51,13 +52,9 @@ def bench(
     dtype: str | None = typer.Option(
         None, "--dtype", help="float32, bfloat16 or float16; default: as the file stores."
     ),
-    threads: int | None = typer.Option(None, "-t", "--threads", help="CPU threads."),
-    kernels: str | None = typer.Option(
-        None, "--kernels", help="torch, native, or a set of CPU kernels by its name."
-    ),
-    cache: str | None = typer.Option(
-        None, "--cache", help="float32, float16 or int8 for keys and values (CPU kernels)."
-    ),
+    threads: options.Threads = None,
+    kernels: options.Kernels = None,
+    cache: options.Cache = None,
 ) -> None:
     """Measure prefill and decode apart: median, spread, raw samples, receipt."""
     from apr.bench.sizes import Sizes

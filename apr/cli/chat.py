@@ -8,7 +8,7 @@ import sys
 import typer
 
 from apr.cli import generation_options as options
-from apr.errors import UsageError
+from apr.errors import Interrupted, UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -39,6 +39,8 @@ def chat(
     device: options.Device = None,
     dtype: options.Dtype = None,
     threads: options.Threads = None,
+    kernels: options.Kernels = None,
+    cache: options.Cache = None,
 ) -> None:
     """Talk with a model. Without --temperature it samples as its generation config says, else takes
     the most likely token. /? at the prompt lists the commands.
@@ -47,7 +49,7 @@ def chat(
 
     from apr.chat import ChatTemplate, Conversation, open_text_model, read_prompt
     from apr.chat.shell import Shell
-    from apr.chat.terminal import Screen, hidden, reader, sigterm_as_interrupt
+    from apr.chat.terminal import Screen, hidden, reader, signals_as_interrupt
     from apr.formats import open_model
 
     sampling = options.sampling(
@@ -57,12 +59,14 @@ def chat(
     watched = question is None and sys.stdin.isatty()
     if as_json and watched:
         raise UsageError("--json", "needs its questions", "write one, or give lines on stdin")
-    with sigterm_as_interrupt() as terminated:
+    with signals_as_interrupt() as terminated:
         asked = None if question is None else read_prompt(question, None, "write it, or -")
         with Console(stderr=True).status("loading"):
             found = open_model(model)
             chosen = ChatTemplate.of(found.require_tokenizer(), template, model)
-            opened = open_text_model(found, device=device, dtype=dtype, threads=threads)
+            opened = open_text_model(
+                found, device=device, dtype=dtype, threads=threads, kernels=kernels, cache=cache
+            )
         conversation = Conversation(
             opened,
             chosen,
@@ -88,8 +92,8 @@ def chat(
             whole = shell.run(reader(watched))
         else:
             whole = shell.ask(asked).generation.stop_reason != "interrupted"
-    if as_json:
-        print(json.dumps(conversation.to_json(shell.answers)))
+    document = conversation.to_json(shell.answers)
     if not whole:
-        print(f"error: {model}: stopped by the user", file=sys.stderr)
-        raise typer.Exit(130)
+        raise Interrupted(model, "stopped by the user", "what was said so far is kept", document)
+    if as_json:
+        print(json.dumps(document))

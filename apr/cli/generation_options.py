@@ -1,4 +1,4 @@
-"""Options that `apr run` and `apr chat` share: how tokens are chosen, and where the model runs."""
+"""Options that verbs share: how tokens are chosen, and where and on what the model runs."""
 
 from __future__ import annotations
 
@@ -50,6 +50,17 @@ Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:
 Dtype = Annotated[
     str | None,
     typer.Option("--dtype", help="float32, bfloat16 or float16; default: as the file stores."),
+]
+Kernels = Annotated[
+    str | None,
+    typer.Option(
+        "--kernels",
+        help="torch, native (the CPU's best), or a set of it: amx, avx512, avx2, portable.",
+    ),
+]
+Cache = Annotated[
+    str | None,
+    typer.Option("--cache", help="Keys and values: float32, float16 or int8 (CPU kernels)."),
 ]
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="CPU threads.")]
 

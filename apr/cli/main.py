@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import Any
@@ -28,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "chat": ("chat", "Talk with a model, through its own chat template."),
     "qa": ("qa", "Judge a checkpoint by gates; exit 5 if one fails."),
     "bench": ("bench", "Measure prefill and decode, with the receipt."),
+    "eval": ("eval_", "Perplexity of text, or pass@k of the code that a model writes."),
     "import": ("import_", "Make one .apr file of a Hugging Face folder or a GGUF, proven."),
     "export": ("export", "Write GGUF or a Hugging Face folder, and prove it."),
     "inspect": ("inspect", "Show what a file holds and what it lacks, without reading weights."),
@@ -54,6 +56,12 @@ class _Verbs(TyperGroup):
         command = get_command(app)
         command.name = cmd_name
         return command
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # typer would leave with 130 and without a word
+            raise Interrupted("apr", "stopped by the user") from None
 
 
 app = typer.Typer(
@@ -92,8 +100,16 @@ def _fail(error: AprError) -> int:
     return error.exit_code
 
 
+def _stopped() -> Interrupted:
+    return Interrupted("apr", "stopped by the user", "nothing was left half-written")
+
+
 def main() -> None:
     """Run the command line and leave with the documented exit code."""
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: what is half-written is removed on the way out
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     sys.exit(run())
 
 
@@ -108,11 +124,13 @@ def run(argv: list[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         result = app(args=sys.argv[1:], prog_name="apr", standalone_mode=False)
+        if result == Interrupted.exit_code:  # what typer makes of a KeyboardInterrupt, wordless
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except AprError as error:
         return _fail(error)
     except KeyboardInterrupt:
-        return _fail(Interrupted("apr", "stopped by the user"))
+        return _fail(_stopped())
     except BrokenPipeError:  # `apr inspect | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -133,7 +151,7 @@ def _unexpected(error: Exception) -> int:
     if name in ("Exit",):
         return int(getattr(error, "exit_code", 0))
     if name == "Abort":
-        return _fail(Interrupted("apr", "stopped by the user"))
+        return _fail(_stopped())
     if isinstance(error, OSError):
         from apr.atomic import explain
 

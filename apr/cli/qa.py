@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from apr.cli import generation_options as options
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
@@ -25,10 +27,12 @@ def qa(
         help="Gates that must run, or the verdict is a failure. Default: 8, or all chosen.",
     ),
     device: str | None = typer.Option(None, "--device", help="cpu, cuda or cuda:N."),
-    dtype: str = typer.Option(
-        "float32", "--dtype", help="What the gates compute in; auto follows the file."
+    dtype: str | None = typer.Option(
+        None, "--dtype", help="What the gates compute in (float32); auto follows the file."
     ),
-    threads: int | None = typer.Option(None, "--threads", "-t", help="CPU threads."),
+    threads: options.Threads = None,
+    kernels: options.Kernels = None,
+    cache: options.Cache = None,
     as_json: bool = typer.Option(False, "--json", help="The report as JSON on stdout."),
 ) -> None:
     """Judge a checkpoint by gates: exit 0 if every executed gate passed, 5 if one failed."""
@@ -45,6 +49,8 @@ def qa(
             device=device,
             dtype=dtype,
             threads=threads,
+            kernels=kernels,
+            cache=cache,
             only=gate,
             skip=skip,
             min_executed=min_executed,

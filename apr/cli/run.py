@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from apr.cli import generation_options as options
+from apr.errors import Interrupted
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -37,21 +38,25 @@ def run(
     device: options.Device = None,
     dtype: options.Dtype = None,
     threads: options.Threads = None,
+    kernels: options.Kernels = None,
+    cache: options.Cache = None,
 ) -> None:
     """Continue a prompt, greedily unless --temperature says otherwise."""
     from rich.console import Console
 
     from apr.chat import complete, open_text_model, read_prompt
-    from apr.chat.terminal import Screen, sigterm_as_interrupt
+    from apr.chat.terminal import Screen, signals_as_interrupt
 
     sampling = options.sampling(
         temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
         frequency_penalty, seed,
     )  # fmt: skip
-    with sigterm_as_interrupt():
+    with signals_as_interrupt():
         text = read_prompt(prompt, file)
         with Console(stderr=True).status("loading"):
-            opened = open_text_model(model, device=device, dtype=dtype, threads=threads)
+            opened = open_text_model(
+                model, device=device, dtype=dtype, threads=threads, kernels=kernels, cache=cache
+            )
         screen = Screen(sys.stdout)
         if echo and not as_json:
             screen.write(text)
@@ -69,13 +74,13 @@ def run(
             )
         finally:
             screen.end()
-    if as_json:
-        print(json.dumps(done.to_json()))
     for note in done.notes:
         print(f"note: {note}", file=sys.stderr)
     if verbose:
         print(f"{opened.engine.plan}\n{done.generation}", file=sys.stderr)
     if done.generation.stop_reason == "interrupted":
         count = len(done.generation.ids)
-        print(f"error: {model}: stopped by the user after {count} tokens", file=sys.stderr)
-        raise typer.Exit(130)
+        what = f"stopped by the user after {count} tokens"
+        raise Interrupted(model, what, "the text so far is kept", done.to_json())
+    if as_json:
+        print(json.dumps(done.to_json()))

@@ -1,12 +1,13 @@
 """Inference: prefill, decode, KV cache, sampling and streaming, behind one face.
 
-This engine is plain PyTorch over `apr.model.decoder`; faster ones come behind the same functions.
+On the CPU by the kernels of `apr.native`; on a GPU, and where they do not compute a model, by plain
+PyTorch over `apr.model.decoder`, behind the same functions.
 What really runs (device, kernels, dtypes, threads) is in `Engine.plan` and nowhere guessed.
 """
 
 from __future__ import annotations
 
-from apr.engine.engine import Engine, Session, load
+from apr.engine.engine import Engine, Session, check_kernels, load
 from apr.engine.generation import Generation
 from apr.engine.loop import GenerationStopped
 from apr.engine.plan import Plan
@@ -15,5 +16,5 @@ from apr.engine.streaming import StreamDecoder, TextStream
 
 __all__ = [
     "Engine", "Generation", "GenerationStopped", "Plan", "Sampler", "Sampling", "Session",
-    "StreamDecoder", "TextStream", "load",
+    "StreamDecoder", "TextStream", "check_kernels", "load",
 ]  # fmt: skip

@@ -26,6 +26,7 @@ from apr.engine.streaming import TextStream
 from apr.engine.weights import build
 from apr.errors import AprError, InferenceError, StrPath, UsageError
 from apr.formats.opened import OpenedModel
+from apr.model import costs
 from apr.model.cache import CacheRows, KVCache
 from apr.model.decoder import Decoder
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from apr.tokenizer import Tokenizer
 
 Logits = npt.NDArray[np.float32]
+_MOST_THREADS = 1024
 
 
 class Session:
@@ -136,6 +138,21 @@ class Engine:
             InferenceError: as `Session.decode`, for any of them; then none has moved on.
         """
         return Session.decode_together(self, sessions, ids)
+
+    @property
+    def looked_up_bytes(self) -> int:
+        """Of the weights' bytes, those that a step leaves out: all rows but one of an embedding
+        that is not the head as well.
+        """
+        arch = self.architecture
+        if arch.tie_word_embeddings:
+            return 0
+        return (arch.vocab_size - 1) * arch.hidden_size * self.dtype.itemsize
+
+    @property
+    def cache_bytes_per_token(self) -> float:
+        """Bytes of the cache for one position, all layers."""
+        return costs.cache_bytes_per_token(self.architecture, self.dtype.itemsize)
 
     def synchronize(self) -> None:
         """Wait until the device has done all it was given (before a clock is read)."""
@@ -285,14 +302,17 @@ class Engine:
             )
 
 
-def _check_kernels(
+def check_kernels(
     kernels: str | None, place: torch.device, dtype: str | None, cache: str | None
 ) -> str | None:
     """None if the CPU kernels are to be tried; else why torch computes ("" where it was asked for).
 
     Raises:
         UsageError: what was asked for does not go together.
+        FeatureUnavailable: the kernels that were asked for cannot run here.
     """
+    if dtype == "auto":
+        dtype = None
     if cache is not None and cache not in ("float32", "float16", "int8"):
         raise UsageError("cache", f"{cache!r} is unknown", "there are float32, float16 and int8")
     if kernels == "torch" or (kernels is None and (place.type != "cpu" or dtype is not None)):
@@ -309,6 +329,10 @@ def _check_kernels(
             "dtype", f"{dtype} was asked for, the CPU kernels compute on the stored types",
             "leave --dtype out, or add --kernels torch",
         )  # fmt: skip
+    if kernels is not None:
+        from apr.native import best_set
+
+        best_set(None if kernels == "native" else kernels)
     return None
 
 
@@ -325,7 +349,7 @@ def load(
     Args:
         model: the model, or a path for `apr.open_model`.
         device: `cpu`, `cuda`, `cuda:N`; None takes CUDA where it works.
-        dtype: `float32`, `bfloat16`, `float16`; None follows `apr.engine.plan`'s rule.
+        dtype: `float32`, `bfloat16`, `float16`; None or `auto` follows `apr.engine.plan`'s rule.
         threads: CPU threads for all of torch in this process; None leaves the setting.
         kernels: `torch`; `native` for the best set of CPU kernels, or a set by its name (`amx`,
             `avx512`, `avx2`, `portable`); None takes the CPU kernels where they compute the
@@ -348,10 +372,14 @@ def load(
     if threads is not None:
         if threads < 1:
             raise UsageError("--threads", f"{threads} is less than 1", "write 1 or more")
+        if threads > _MOST_THREADS:
+            raise UsageError("--threads", f"{threads} is more than {_MOST_THREADS}", "write fewer")
         torch.set_num_threads(threads)
+    if dtype == "auto":
+        dtype = None
     place = pick_device(device)
     opened.check_tensors()
-    refusal = _check_kernels(kernels, place, dtype, cache)
+    refusal = check_kernels(kernels, place, dtype, cache)
     if refusal is None:
         from apr.engine.native import load_native, why_not
 

@@ -25,7 +25,7 @@ from apr.formats.opened import OpenedModel
 from apr.mapped import release
 from apr.model.rotary import Rotary
 from apr.native.library import KernelSet, best_set, unavailable
-from apr.native.model import Arena, Cache, NativeModel, packed_bytes
+from apr.native.model import Arena, Cache, NativeModel, cache_bytes, packed_bytes
 from apr.native.program import Part, Program, lacking
 
 _MOST = 256  # tokens of a pass; longer prompts go in pieces
@@ -40,7 +40,6 @@ class NativeSession(Session):
         self._ids: list[int] = []
         self._cache_native = engine.new_cache()
         self._length = 0
-        self._rewound = False
 
     @property
     def length(self) -> int:
@@ -66,11 +65,11 @@ class NativeSession(Session):
 
     def rewind(self, length: int) -> bool:
         """As `Session.rewind`; a layer with a window may have lost what it would have to see."""
-        arch = self._native.architecture
-        scaling = arch.rope_scaling or {}
+        engine = self._native
+        scaling = engine.architecture.rope_scaling or {}
         if length > self._length or scaling.get("rope_type") in rope.BY_LENGTH:
             return False
-        if arch.shortest_window is not None and self._length > length:
+        if not engine.holds(length, self._length):
             return False
         self._length = length
         del self._ids[length:]
@@ -101,7 +100,7 @@ class NativeEngine(Engine):
             activations=_activations(model, kernels),
             cache=cache,
             threads=threads,
-            weight_bytes=packed + self._mapped,
+            weight_bytes=packed + self._mapped + self._native.vector_bytes,
             mapped_bytes=self._mapped,
             reason=f"packed {packed / 1e6:.0f} MB in {time.perf_counter() - started:.2f} s"
             if packed
@@ -163,6 +162,17 @@ class NativeEngine(Engine):
                 rows.append((arch.num_kv_heads, arch.head_dim, arch.head_dim, blocks, 0))
         return np.array(rows, dtype=np.int32)
 
+    def holds(self, length: int, reached: int) -> bool:
+        """Whether every layer still holds what position `length` sees, once `reached` positions
+        were stored: blocks of a layer with a window are written over in turn.
+        """
+        for layer, blocks in enumerate(self._layers[:, 3].tolist()):
+            window = self.architecture.window(layer)
+            first = 0 if window is None else max(0, length - window + 1)
+            if (reached - 1) // _BLOCK - first // _BLOCK >= blocks:
+                return False
+        return True
+
     def new_cache(self) -> Cache:
         """Room for one sequence of the whole context."""
         return Cache(self._layers, self._cache_kind)
@@ -185,6 +195,25 @@ class NativeEngine(Engine):
     def forgets(self, past: int, new: int) -> bool:
         """As `Engine.forgets`."""
         return self._rotary is not None and self._rotary.stale(past, past + new)
+
+    @property
+    def looked_up_bytes(self) -> int:
+        """As `Engine.looked_up_bytes`."""
+        if self.architecture.tie_word_embeddings:
+            return 0
+        table = self._model.tensors["model.embed_tokens.weight"]
+        size = packed_bytes(table.dtype, *table.shape) or table.nbytes
+        return size - size // table.shape[0]
+
+    @property
+    def cache_bytes_per_token(self) -> float:
+        """As `Engine.cache_bytes_per_token`."""
+        sizes = []
+        for blocks in (1, 2):
+            layers = self._layers.copy()
+            layers[:, 3] = blocks
+            sizes.append(cache_bytes(layers, self._cache_kind))
+        return (sizes[1] - sizes[0]) / _BLOCK
 
     def synchronize(self) -> None:
         """Nothing to wait for: a pass is over when it returns."""

@@ -47,6 +47,17 @@ class Plan:
         )
         return f"{text}; {self.reason}" if self.reason else text
 
+    @property
+    def arithmetic(self) -> str:
+        """The coarsest that values are rounded to on their way: `float32`, `float16`, `bfloat16` or
+        `int8`. What two ways of asking may differ by follows from it.
+        """
+        kinds = f"{self.weights} {self.activations} {self.cache}"
+        for kind in ("int8", "bfloat16", "float16"):
+            if kind in kinds:
+                return kind
+        return "float32"
+
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON-ready values."""
         return asdict(self)

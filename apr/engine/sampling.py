@@ -21,6 +21,8 @@ from apr.errors import InferenceError, UsageError
 
 Logits = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
+_BLOCK = 64
 _FIRST = 256  # tokens that top-p looks at first; sorting a whole vocabulary takes milliseconds
 
 
@@ -83,38 +85,89 @@ def probabilities(
     it included, of equals the lower id; `min_p` keeps what is at least that share of the most
     likely one's probability.
     """
-    scaled = logits.astype(np.float64) / temperature
-    scaled -= scaled.max()
-    if 0 < top_k < scaled.size:
-        least = np.partition(scaled, scaled.size - top_k)[scaled.size - top_k]
-        scaled[scaled < least] = -np.inf
-    p: Floats = np.exp(scaled)
-    p /= p.sum()
-    if top_p < 1.0:
-        kept = np.zeros_like(p)
-        nucleus = _nucleus(p, top_p)
-        kept[nucleus] = p[nucleus]
-        p = kept / kept.sum()
-    if min_p > 0.0:
-        p[p < min_p * p.max()] = 0.0
-        p /= p.sum()
+    ids, weights = _kept(logits, temperature, top_k, top_p, min_p)
+    p: Floats = np.zeros(logits.size)
+    p[ids] = weights / weights.sum()
     return p
 
 
-def _nucleus(p: Floats, mass: float) -> npt.NDArray[np.int64]:
-    """Ids of the fewest most likely tokens that hold `mass`, the likeliest first."""
+# A vocabulary may have 150,000 entries, and a step of a small model takes less time than sorting
+# them: what is not kept is looked at in float32 alone, and as few times as may be.
+
+
+def _kept(
+    logits: Logits, temperature: float, top_k: int, top_p: float, min_p: float
+) -> tuple[Ids, Floats]:
+    """The tokens that may be drawn, and their probabilities relative to the likeliest one's."""
+    total = None
+    if 0 < top_k < logits.size:
+        ids = _largest(logits, top_k)
+    elif top_p < 1.0:
+        ids, total = _holding(logits, temperature, top_p)
+    elif min_p > 0.0:
+        slack = 1e-3 * temperature  # for float32; the exact comparison follows
+        least = logits.max() + np.float32(temperature * math.log(min_p) - slack)
+        ids = np.flatnonzero(logits >= least)
+    else:
+        ids = np.arange(logits.size)
+    weights = _weights(logits[ids], logits.max(), temperature)
+    if top_p < 1.0:
+        order = np.argsort(-weights, kind="stable")
+        reached = np.cumsum(weights[order])
+        mass = top_p * (reached[-1] if total is None else total)
+        order = order[: int(np.searchsorted(reached, mass)) + 1]
+        ids, weights = ids[order], weights[order]
+    if min_p > 0.0:
+        likely = weights >= min_p
+        ids, weights = ids[likely], weights[likely]
+    return ids, weights
+
+
+def _weights(logits: Logits, largest: np.float32, temperature: float) -> Floats:
+    out: Floats = np.exp((logits.astype(np.float64) - largest) / temperature)
+    return out
+
+
+def _rough_weights(logits: Logits, temperature: float) -> Logits:
+    """All of them, in float32. None is below 1e-35, which no sum notices: processors take many
+    times longer for numbers that are smaller still.
+    """
+    with np.errstate(over="ignore"):
+        scaled = (logits - logits.max()) / np.float32(temperature)
+    out: Logits = np.exp(np.maximum(scaled, -80))
+    return out
+
+
+def _largest(logits: Logits, count: int) -> Ids:
+    """Ids of the `count` largest, with all that equal the last of them, ascending.
+
+    The largest of each column of a table bounds them from below: `count` columns have one that is
+    at least the `count`-th largest of these. What is left is a few times `count`, quickly sorted.
+    """
+    columns = logits.size // _BLOCK
+    candidates = None
+    if columns >= 2 * count:
+        tops = logits[: columns * _BLOCK].reshape(_BLOCK, columns).max(axis=0)
+        bound = np.partition(tops, columns - count)[columns - count]
+        candidates = np.flatnonzero(logits >= bound)
+    values = logits if candidates is None else logits[candidates]
+    least = np.partition(values, values.size - count)[values.size - count]
+    found = np.flatnonzero(values >= least)
+    return found if candidates is None else candidates[found]
+
+
+def _holding(logits: Logits, temperature: float, mass: float) -> tuple[Ids, float]:
+    """Enough of the likeliest tokens to have `mass` of the probability; the weight of all."""
+    rough = _rough_weights(logits, temperature)
+    total = float(rough.sum(dtype=np.float64))
     size = _FIRST
-    while True:
-        if size < p.size:
-            least = np.partition(p, p.size - size)[p.size - size]
-            candidates = np.flatnonzero(p >= least)
-        else:
-            candidates = np.arange(p.size)
-        order = candidates[np.argsort(-p[candidates], kind="stable")]
-        reached = np.cumsum(p[order])
-        if reached[-1] >= mass or len(candidates) == p.size:
-            return order[: int(np.searchsorted(reached, mass)) + 1]
+    while size < logits.size:
+        ids = _largest(logits, size)
+        # A little more than enough, for these are rough.
+        if rough[ids].sum(dtype=np.float64) >= min(1.0, mass + 1e-5) * total:
+            return ids, total
         size *= 8
+    return np.arange(logits.size), total
 
 
 class Sampler:
@@ -189,8 +242,20 @@ class Sampler:
     def _choose(self, logits: Logits) -> int:
         if self.temperature == 0.0:
             return int(logits.argmax())
-        p = probabilities(logits, self.temperature, self.top_k, self.top_p, self.min_p)
-        cumulative = np.cumsum(p)
+        if self.top_k == 0 and self.top_p == 1.0 and self.min_p == 0.0:
+            # The block first, then the token in it: two short sums in place of a long one.
+            rough = _rough_weights(logits, self.temperature)
+            whole = rough.size - rough.size % _BLOCK
+            blocks = rough[:whole].reshape(-1, _BLOCK).sum(axis=1)
+            blocks = np.append(blocks, rough[whole:].sum()).astype(np.float64)
+            start = self._draw(blocks) * _BLOCK
+            return start + self._draw(rough[start : start + _BLOCK].astype(np.float64))
+        ids, weights = _kept(logits, self.temperature, self.top_k, self.top_p, self.min_p)
+        return int(ids[self._draw(weights)])
+
+    def _draw(self, weights: Floats) -> int:
+        """A place, with probabilities in proportion to the weights."""
+        cumulative = np.cumsum(weights)
         drawn = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], "right"))
-        # Rounding may step past the end, onto a token of probability 0.
-        return min(drawn, int(np.flatnonzero(p)[-1]))
+        # Rounding may step past the end, onto a weight of 0.
+        return min(drawn, int(np.flatnonzero(weights)[-1]))

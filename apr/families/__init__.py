@@ -150,11 +150,11 @@ def by_hf_model_type(name: object, where: StrPath) -> Family:
     loaded = {f: contracts.load(f"families/{f}") for f in known()}
     table = {contract["hf_model_type"]: f for f, contract in loaded.items()}
     refused = {n: why for c in loaded.values() for n, why in c.get("hf_refuses", {}).items()}
-    if name in refused:
+    if isinstance(name, str) and name in refused:
         raise InvalidFormat(where, f"model_type {name!r} is {refused[name]}")
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise InvalidFormat(where, f"unknown model_type {name!r}", f"known are {', '.join(table)}")
-    return by_name(table[cast(str, name)], where)
+    return by_name(table[name], where)
 
 
 def as_opened_from_gguf(architecture: Architecture) -> Architecture:

@@ -68,13 +68,21 @@ def from_hf(
             )
         scaling = rope.stated(kind, stated, where, family)
     return {
-        "rope_theta": float(theta if base is None else base),
+        "rope_theta": _number("rope_theta", theta if base is None else base, where),
         "rope_scaling": scaling,
         "rope_local_theta": local,
-        "partial_rotary_factor": float((partial if share is None else share) or 1.0)
+        "partial_rotary_factor": _number(
+            "partial_rotary_factor", (partial if share is None else share) or 1.0, where
+        )
         if partial is not None
         else 1.0,
     }
+
+
+def _number(key: str, value: object, where: StrPath) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidFormat(where, f"{key} is {value!r}, not a number")
+    return float(value)
 
 
 def _by_layer(
@@ -98,7 +106,7 @@ def _by_layer(
         )
     local = sliding.get("rope_theta", config.get("rope_local_base_freq"))
     full = {**(by_kind.get(FULL) or {}), **(config.get("rope_scaling") or {})}
-    return full, float(local_theta if local is None else local)
+    return full, _number("rope_local_base_freq", local_theta if local is None else local, where)
 
 
 def to_hf(architecture: Architecture, *, original_beside: bool = False) -> dict[str, Any]:

@@ -10,11 +10,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from apr import architecture as arch
 from apr import contracts, families, rope
 from apr.architecture import Architecture
 from apr.errors import InvalidFormat, ModelLoadError
@@ -45,6 +47,13 @@ GENERAL = {
     "general.version": "version",
     "general.source.url": "source",
 }
+
+
+# Keys of an architecture that hold a number; others may hold texts or lists.
+_NUMBER = re.compile(
+    r".*(_length|_count\w*|_rank|_layers|_norm|_scale|_func|_epsilon|_softcapping|freq_base\w*|"
+    r"(?<!_)factor|scale_linear|sliding_window|original_context_length|_multiplier)"
+)
 
 
 def open_gguf(path: Path) -> OpenedModel:
@@ -181,6 +190,15 @@ def architecture_by_keys(file: GgufFile | PlannedGguf) -> Architecture:
         InvalidFormat: unknown architecture, or missing keys.
     """
     fields = family_fields(file)
+    wrong = [
+        f"{file.architecture}.{key} is {value!r}"
+        for key, value in fields.items()
+        if _NUMBER.fullmatch(key)
+        and (isinstance(value, str | list) or (isinstance(value, float) and not isfinite(value)))
+    ]
+    if wrong:
+        raise InvalidFormat(file.path, f"{' and '.join(wrong)}, not a number")
+    arch.check_counts(fields, file.path)
     family = families.by_gguf_architecture(file.architecture, file.path, fields)
     return family.from_gguf(fields, file.path)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apr import architecture as arch
 from apr import families
 from apr.architecture import Architecture
 from apr.errors import CorruptFile, InvalidFormat, ModelLoadError, NotFound
@@ -104,7 +106,12 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON:
             raise InvalidFormat(path, f"has {path.stat().st_size} bytes, too many for its purpose")
-        data = json.loads(path.read_bytes())
+        data = json.loads(
+            path.read_bytes(),
+            parse_constant=_finite,
+            parse_float=_finite,
+            parse_int=lambda text: int(text) if len(text) < 300 else int(_finite(text)),
+        )
     except OSError as error:
         raise unreadable(error, path) from error
     except (ValueError, RecursionError) as error:
@@ -112,6 +119,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InvalidFormat(path, f"holds a JSON {type(data).__name__}, not an object")
     return data
+
+
+def _finite(text: str) -> float:
+    """Python reads NaN, Infinity and 1e999, which are no values and could not be written again."""
+    if not isfinite(value := float(text)):
+        raise ValueError(f"{text} stands where a number belongs")
+    return value
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -148,7 +162,9 @@ def read_architecture(path: Path, config: Mapping[str, Any]) -> Architecture:
     where = path / CONFIG
     if config.get("model_type") is None:
         raise InvalidFormat(where, "model_type is missing")
-    return families.by_hf_model_type(config["model_type"], where).from_hf(config, where)
+    family = families.by_hf_model_type(config["model_type"], where)
+    arch.check_counts(config, where)
+    return family.from_hf(config, where)
 
 
 def read_weights(path: Path) -> Weights:

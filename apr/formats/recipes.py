@@ -161,11 +161,22 @@ def canonical(
         if world == "hf" and place.recipe in _AS_BLOCKS and names[0] not in tensors:
             names = mxfp4.names(names[0])
         if all(name in tensors for name in names):
-            used.update(names)
             parts = [tensors[name] for name in names]
+            if _is_canonical_already(spec, place, parts[0]):
+                continue  # not what stands there in that world: both names are reported
+            used.update(names)
             out[spec.name] = read(spec, place, parts, architecture, exact)
     out.update((name, tensor) for name, tensor in tensors.items() if name not in used)
     return out
+
+
+def _is_canonical_already(spec: TensorSpec, place: Place, stored: Tensor) -> bool:
+    """Whether a tensor that should have another shape there has the canonical one: handed on as it
+    is, it would pass for the tensor that the recipe makes.
+    """
+    if place.recipe == "transpose":
+        return stored.shape == spec.shape != spec.shape[::-1]
+    return place.recipe in ("stack", "kv_b", *_AS_BLOCKS) and stored.shape == spec.shape
 
 
 def lost_by_adding(

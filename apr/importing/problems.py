@@ -34,6 +34,7 @@ class _Problems:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.errors: list[AprError] = []
+        self.unread: Path | None = None  # a file that none of the questions could read
 
     def ask(self, question: Callable[[], T]) -> T | None:
         """The answer; None where the question ended in an error, which is kept."""
@@ -48,9 +49,13 @@ class _Problems:
         self.errors += [ModelLoadError(self.path, line, hint) for line in lines]
 
     def refuse(self, note: str = "") -> None:
-        """Raise one error with everything that was found, if anything was."""
+        """Raise one error with everything that was found, if anything was; what is wrong with an
+        unreadable file is said once, by whoever asked first.
+        """
         if not self.errors:
             return
+        again = [e for e in self.errors if self.unread and Path(e.where) == self.unread][1:]
+        self.errors = [error for error in self.errors if error not in again]
         first = self.errors[0]
         if len(self.errors) == 1:
             raise type(first)(first.where, first.what, "; ".join(filter(None, (first.hint, note))))
@@ -87,15 +92,17 @@ def _folder(path: Path) -> OpenedModel:
 
     found = _Problems(path)
     config = found.ask(lambda: hf.read_config(path))
+    found.unread = path / hf.CONFIG if config is None else None
     weights = found.ask(lambda: hf.read_weights(path))
     if config is None and weights is None and isinstance(found.errors[0], NotFound):
         pickled = [e for e in found.errors[1:] if "pickle" in e.what]
         raise pickled[0] if pickled else found.errors[0]
-    architecture = None
+    architecture, readable = None, True
     if config is not None:
         architecture = found.ask(lambda: hf.read_architecture(path, config))
         method = _quantized(config)
-        if method not in (None, MXFP4):  # whose tensors the recipes read
+        readable = method in (None, MXFP4)  # whose tensors the recipes read
+        if not readable:
             found.errors.append(
                 InvalidFormat(
                     path / hf.CONFIG,
@@ -106,7 +113,7 @@ def _folder(path: Path) -> OpenedModel:
     if architecture is not None and architecture.tie_word_embeddings and weights is not None:
         found.ask(lambda: hf.require_same_head(path, weights, architecture))
     tensors = None
-    if architecture is not None and weights is not None:
+    if architecture is not None and weights is not None and readable:
         tensors = hf.canonical_tensors(weights, architecture)
     missing = "has no tokenizer (tokenizer.json or tokenizer.model)"
     _judge(found, architecture, tensors, lambda: hf.read_tokenizer(path), missing)

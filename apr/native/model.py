@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -90,6 +91,12 @@ class Arena:
         return self._bytes[start : start + count]
 
 
+def cache_bytes(layers: npt.NDArray[np.int32], kind: str) -> int:
+    """Bytes of a cache; `layers` as `Cache` takes them."""
+    layers = np.ascontiguousarray(layers, dtype=np.int32)
+    return int(_library().apr_cache_bytes(address(layers), len(layers), CACHES[kind]))
+
+
 class Cache:
     """Keys and values of one sequence: memory is reserved at once, and taken as it is used.
 
@@ -101,7 +108,7 @@ class Cache:
         self._layers = np.ascontiguousarray(layers, dtype=np.int32)
         self.handle = library.apr_cache_new(address(self._layers), len(self._layers), CACHES[kind])
         if not self.handle:
-            size = library.apr_cache_bytes(address(self._layers), len(self._layers), CACHES[kind])
+            size = cache_bytes(self._layers, kind)
             raise InferenceError(
                 "cache", f"{size / 1e9:.1f} GB cannot be reserved", "use a shorter context"
             )
@@ -117,9 +124,10 @@ class NativeModel:
         self.handle = self._library.apr_model_new(threads, kernels.name.encode())
         if not self.handle:
             raise InferenceError("kernels", f"the set {kernels.name} cannot run here")
+        self._one_pass = threading.Lock()  # buffers are shared by all sequences
         self._alive: list[npt.NDArray[Any]] = []
         self.columns: list[tuple[int, int]] = []
-        self.vocab = 0
+        self.vocab = self.vector_bytes = 0
         weakref.finalize(self, self._library.apr_model_free, self.handle)
 
     def pack(
@@ -145,6 +153,7 @@ class NativeModel:
         """A bias, a norm's weights, sinks; its number."""
         data = np.ascontiguousarray(values, dtype=np.float32)
         self._alive.append(data)
+        self.vector_bytes += data.nbytes
         return int(self._library.apr_add_vector(self.handle, address(data)))
 
     def set_program(
@@ -170,10 +179,11 @@ class NativeModel:
         pointers = (ctypes.c_void_p * 4)(
             *(None if table is None else address(table) for table in angles)
         )
-        self._library.apr_run(
-            self.handle, cache.handle, address(ids), len(ids), past, pointers,
-            address(logits), last,
-        )  # fmt: skip
+        with self._one_pass:
+            self._library.apr_run(
+                self.handle, cache.handle, address(ids), len(ids), past, pointers,
+                address(logits), last,
+            )  # fmt: skip
         return logits
 
     def unpack_row(self, weight: int, row: int) -> Float32:

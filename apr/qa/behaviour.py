@@ -191,11 +191,11 @@ def greedy(engine: Engine, prompt: Sequence[int], steps: int) -> tuple[list[int]
 def _within(
     engine: Engine, limits: Limits, difference: float, what: str, parts: Mapping[str, float]
 ) -> Finding:
-    threshold = float(limits["max_difference"][engine.plan.weights])
+    threshold = float(limits["max_difference"][engine.plan.arithmetic])
     shown = ", ".join(f"{name}: {value:.2g}" for name, value in parts.items())
     return Finding(
         difference <= threshold,
-        f"{what}{shown} (relative, {engine.plan.weights})",
+        f"{what}{shown} (relative, {engine.plan.arithmetic})",
         _figure(difference),
         threshold,
     )

@@ -59,7 +59,7 @@ def training_probe(subject: Subject, limits: Limits) -> Finding:
     model = subject.require_model()
     table = limits["max_difference"]
     kind = storage_kind(model.tensors, table)
-    kind = _coarser(kind, subject.engine.plan.weights, probe.get("dtype", record.get("dtype")))
+    kind = _coarser(kind, subject.engine.plan.arithmetic, probe.get("dtype", record.get("dtype")))
     loss = negative_log_likelihood(subject.engine, ids)
     difference = abs(loss - stated)
     return Finding(
@@ -87,7 +87,7 @@ def format_parity(subject: Subject, other: Subject, limits: Limits) -> Finding:
         return ids
     table = limits["by_storage"]
     kinds = [storage_kind(m.tensors, table) for m in (model, second)]
-    kind = _coarser(*kinds, subject.engine.plan.weights)
+    kind = _coarser(*kinds, subject.engine.plan.arithmetic)
     bound = table[kind]
     a, b = subject.engine.logits(ids), other.engine.logits(ids)
     difference = relative_difference(a, b)
@@ -150,7 +150,7 @@ def _top1_agreement(a: npt.NDArray[Any], b: npt.NDArray[Any], tolerance: float) 
 def _coarser(*kinds: object) -> str:
     """The coarsest of storage types and torch dtypes (by name), as a key of a threshold table."""
     order = ["F32", "F16", "BF16", "Q8_0", "other"]
-    names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+    names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0"}
     known = [names.get(str(kind), str(kind)) for kind in kinds if kind is not None]
     return max((k if k in order else "other" for k in known), key=order.index)
 

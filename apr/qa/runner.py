@@ -46,8 +46,10 @@ def run(
     *,
     against: StrPath | None = None,
     device: str | None = None,
-    dtype: str | None = "float32",
+    dtype: str | None = None,
     threads: int | None = None,
+    kernels: str | None = None,
+    cache: str | None = None,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     min_executed: int | None = None,
@@ -59,9 +61,11 @@ def run(
         path: an `.apr` file, a GGUF file or a Hugging Face folder.
         against: a second file for the gate `format_parity`.
         device: as in `apr.engine.load`.
-        dtype: what the gates compute in. float32 keeps the thresholds sharp whatever is stored;
-            `auto` follows the file.
+        dtype: what the gates compute in. None is float32 (on torch), which keeps the thresholds
+            sharp whatever is stored; `auto`, and CPU kernels asked for, follow the file.
         threads: CPU threads; None leaves torch's setting.
+        kernels: as in `apr.engine.load`.
+        cache: likewise.
         only: gates to run, by name or id; empty: all.
         skip: gates to leave out, by name or id.
         min_executed: gates that must run for the report to pass; None: the contract's number, or
@@ -76,8 +80,10 @@ def run(
     chosen = _choose(only, skip, against)
     if min_executed is None:
         min_executed = min(int(contract["min_executed"]), len(chosen))
-    _check_settings(device, dtype, threads)
-    settings = Settings(device, dtype, threads)
+    if dtype is None and kernels in (None, "torch") and cache is None:
+        dtype = "float32"
+    settings = Settings(device, dtype, threads, kernels, cache)
+    _check_settings(settings)
     started = time.perf_counter()
     subject = Subject.open(path, settings)
     other = Subject.open(against, settings) if against is not None else None
@@ -188,13 +194,15 @@ def _choose(only: Sequence[str], skip: Sequence[str], against: StrPath | None) -
     return chosen
 
 
-def _check_settings(device: str | None, dtype: str | None, threads: int | None) -> None:
+def _check_settings(settings: Settings) -> None:
     """A wrong setting is the user's error, not a failed gate."""
     import torch
 
     from apr.device import pick_device, pick_dtype
+    from apr.engine import check_kernels
 
-    pick_device(device)
-    pick_dtype(dtype, torch.float32)
-    if threads is not None and threads < 1:
-        raise UsageError("--threads", f"{threads} is less than 1", "write 1 or more")
+    place = pick_device(settings.device)
+    pick_dtype(settings.dtype, torch.float32)
+    check_kernels(settings.kernels, place, settings.dtype, settings.cache)
+    if settings.threads is not None and settings.threads < 1:
+        raise UsageError("--threads", f"{settings.threads} is less than 1", "write 1 or more")

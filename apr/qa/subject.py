@@ -39,6 +39,8 @@ class Settings:
     device: str | None = None
     dtype: str | None = "float32"
     threads: int | None = None
+    kernels: str | None = None
+    cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Subject:
         from apr import engine
 
         s = self.settings
-        return engine.load(self.require_model(), s.device, s.dtype, s.threads)
+        return engine.load(self.require_model(), s.device, s.dtype, s.threads, s.kernels, s.cache)
 
     def random_ids(self, count: int, seed: int) -> list[int]:
         """Ids from the whole vocabulary, a function of the seed: prompts that need no tokenizer."""

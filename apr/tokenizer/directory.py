@@ -69,10 +69,12 @@ def read(path: Path) -> Tokenizer:
         if ids[name] is None and f"{name}_token" not in config:
             found = [id for other in others for id in _ids(other.get(f"{name}_token_id"), folder)]
             ids[name] = found[0] if found else None
-    stated = record.get("scores")
+    stated, size = record.get("scores"), record.get("vocab_size", 0)
+    if type(size) is not int:
+        raise CorruptFile(folder / RECORD, f"its vocab_size is {size!r}, not a number of tokens")
     tokenizer = Tokenizer(
         spec=spec,
-        vocab_size=max(specs.minimum_size(spec), int(record.get("vocab_size", 0))),
+        vocab_size=max(specs.minimum_size(spec), size),
         bos_token_id=ids["bos"],
         eos_token_ids=tuple(dict.fromkeys(id for id in eos if id is not None)),
         pad_token_id=ids["pad"],

@@ -154,6 +154,14 @@ def _written_merges(tokenizer: Tokenizer) -> list[str]:
     return [f"{left} {right}" for left, right in pairs]
 
 
+_LISTS: tuple[tuple[str, Any, str], ...] = (
+    ("tokens", str, "texts"),
+    ("merges", str, "texts"),
+    ("token_type", int, "whole numbers"),
+    ("scores", int | float, "numbers"),
+)
+
+
 def read(kv: Mapping[str, Any]) -> Tokenizer | None:
     """The tokenizer; see `Tokenizer.from_gguf`."""
     if _PREFIX + "tokens" not in kv:
@@ -168,6 +176,14 @@ def read(kv: Mapping[str, Any]) -> Tokenizer | None:
 
 def _from_standard(kv: Mapping[str, Any]) -> Tokenizer:
     """What the keys mean that every reader knows: what llama.cpp makes of them."""
+    for name, kind, what in _LISTS:
+        value = kv.get(_PREFIX + name)
+        if value is not None and not (
+            isinstance(value, list) and all(isinstance(part, kind) for part in value)
+        ):
+            raise InvalidFormat(
+                _PREFIX + name, f"holds no list of {what}", "the file is damaged: make it again"
+            )
     tokens = [str(token) for token in kv[_PREFIX + "tokens"]]
     model = str(kv.get(_PREFIX + "model", ""))
     if model not in MODELS:

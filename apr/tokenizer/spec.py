@@ -49,7 +49,7 @@ def check(spec: Any, where: StrPath) -> Json:
             raise InvalidFormat(where, f"token {token!r} has the id {id!r}", _RANGE)
     for merge in merges:
         pair = isinstance(merge, list) and len(merge) == 2 and all(type(m) is str for m in merge)
-        if not pair and type(merge) is not str:
+        if not pair and not (type(merge) is str and " " in merge):
             raise InvalidFormat(where, f"merge {merge!r} is neither a pair nor a string")
     added = spec.get("added_tokens")
     for token in added if isinstance(added, list) else []:

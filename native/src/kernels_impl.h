@@ -269,9 +269,9 @@ APR_INLINE Scales scales_of(const std::uint8_t* scales, const std::uint8_t* supe
         out.first = load_half(scales);
         out.minimum = -load_half(scales + 32);
     } else if constexpr (T == MXFP4) {
-        // 2^(e - 127) / 2: e = 0 and 1 give subnormal numbers, made by halving 2^(e - 126) twice.
+        // 2^(e - 127) / 2 as bits; for e = 0 and 1 those of a subnormal number.
         const i32x16 e = __builtin_convertvector(load<u8x16>(scales), i32x16);
-        out.first = (f32x16)((e + 1) << 23) * 0.25f;
+        out.first = choose(e < 2, (f32x16)(splat_i(0x00200000) << e), (f32x16)((e - 1) << 23));
     } else if constexpr (T == Q4_K || T == Q5_K) {
         out.first = load_half(super) * from_bytes(scales);
         out.minimum = load_half(super + 32) * from_bytes(scales + 16);

@@ -168,7 +168,7 @@ def test_the_probe_reads_at_a_finite_speed():
 
 
 def test_an_unstable_decode_is_noted(checkpoint):
-    loaded = verb._load(checkpoint(), "cpu", None, None, None)
+    loaded = verb._load(checkpoint(), ("cpu", None, None, None, None), None)
     record = verb._record(loaded, [dataclasses.replace(row(), warm_up=WarmUp(9, False, 1.0))], 500)
     assert any("warm-up not stable after 9 runs" in note for note in record.notes)
     assert record.floor == Floor(500, pytest.approx(100))

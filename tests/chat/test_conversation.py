@@ -4,6 +4,8 @@ import pytest
 
 from apr.chat import ChatTemplate, Conversation, open_text_model
 from apr.errors import InferenceError, UsageError
+from apr.formats import open_model
+from apr.formats.hf_writer import write_hf
 
 IM_END = "<|im_end|>"
 
@@ -59,6 +61,28 @@ def test_a_real_model_says_the_same_with_the_cache_as_without(chat_apr, template
         anew._session = None
         assert anew.ask(question).text == answer.text
     assert answer.generation.cached_tokens > 20
+
+
+def test_transformers_says_the_same_in_a_conversation_of_several_turns(
+    chat_apr, template, tmp_path
+):
+    transformers = pytest.importorskip("transformers")
+    write_hf(tmp_path / "hf", open_model(chat_apr))
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="float32")
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    talk = Conversation(
+        open_text_model(chat_apr, device="cpu", threads=1), template, max_tokens=8, system="Be 😀."
+    )
+    history = [{"role": "system", "content": "Be 😀."}]
+    for question in ("größe?", "x = [1]"):
+        history.append({"role": "user", "content": question})
+        given = words.apply_chat_template(
+            history, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        ids = peer.generate(**given, max_new_tokens=8, do_sample=False)[0]
+        theirs = words.decode(ids[given["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert talk.ask(question).text == theirs
+        history.append({"role": "assistant", "content": theirs})
 
 
 def test_where_no_control_token_ends_an_answer_the_next_question_does(speak, tokenizer):

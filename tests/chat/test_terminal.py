@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from apr.chat.terminal import Screen, sigterm_as_interrupt, visible
+from apr.chat.terminal import Screen, signals_as_interrupt, visible
 
 
 class Terminal(io.StringIO):
@@ -35,7 +35,7 @@ def test_a_file_gets_the_text_as_it_is_in_utf8_and_no_line_end_of_ours():
 
 def test_sigterm_interrupts_as_ctrl_c_and_is_told_apart():
     before = signal.getsignal(signal.SIGTERM)
-    with sigterm_as_interrupt() as came:
+    with signals_as_interrupt() as came:
         assert not came.is_set()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)

@@ -1,11 +1,14 @@
 """The command line as a process: help without torch, errors on one line with their exit code."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from apr.cli import main as cli
 from apr.cli.main import VERBS
 
 
@@ -58,3 +61,26 @@ def test_version_is_printed():
     out = apr("--version")
     assert out.returncode == 0
     assert out.stdout.startswith("apr ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_verb_with_one_line_and_nothing_left(number, tmp_path, monkeypatch, capsys):
+    from apr import importing
+    from apr.atomic import atomic_file
+
+    def killed(source, output, **options):
+        with atomic_file(output) as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(importing, "import_model", killed)
+    monkeypatch.setattr(sys, "argv", ["apr", "import", "hf", "-o", str(tmp_path / "m.apr")])
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+    finally:
+        for changed, handler in before.items():
+            signal.signal(changed, handler)
+    assert left.value.code == 130 and not list(tmp_path.iterdir())
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: apr: stopped by the user")

@@ -11,9 +11,10 @@ import termios
 
 import pytest
 
-from apr import engine
+from apr import engine, native
 
 PROMPT = "def f(x):"
+lacking = native.unavailable()
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def test_stdout_has_the_continuation_alone(apr, plain_apr, expected):
     assert apr("run", plain_apr, PROMPT, "-n", 20) == (0, expected, "")
     code, out, err = apr("run", plain_apr, PROMPT, "-n", 20, "--echo", "-v")
     assert (code, out) == (0, PROMPT + expected)
-    assert "engine torch" in err
+    assert "engine " in err
     assert "tok/s" in err
 
 
@@ -47,6 +48,29 @@ def test_json_is_one_document_with_text_statistics_and_what_ran(apr, plain_apr, 
     assert document["statistics"]["stop_reason"] == "length"
     assert document["plan"]["device"] == "cpu"
     assert "command" in document["receipt"]
+
+
+def test_kernels_and_cache_are_those_asked_for_or_one_line_says_why_not(apr, plain_apr, expected):
+    code, out, _ = apr("run", plain_apr, PROMPT, "-n", 20, "--json", "--kernels", "torch")
+    plan = json.loads(out)["plan"]
+    assert (code, plan["kernels"]) == (0, "torch linear + scaled_dot_product_attention")
+    for flags, status, what in (
+        (["--kernels", "torch", "--cache", "int8"], 2, "cache: int8 was asked for, torch keeps"),
+        (["--cache", "int4"], 2, "cache: 'int4' is unknown; there are float32, float16 and int8"),
+        (["--kernels", "torch9"], 9, "torch9: unknown; there are" if not lacking else "not built"),
+        (["--kernels", "native", "--dtype", "float32"], 2, "dtype: float32 was asked for, the CPU"),
+    ):
+        code, out, err = apr("run", plain_apr, PROMPT, *flags)
+        assert (code, out) == (status, ""), flags
+        assert what in err
+        assert len(err.splitlines()) == 1
+    if lacking:
+        pytest.skip(lacking)
+    asked = ["--kernels", "portable", "--cache", "float32"]
+    code, out, _ = apr("run", plain_apr, PROMPT, "-n", 20, "--json", *asked)
+    document = json.loads(out)
+    assert (code, document["text"]) == (0, expected)
+    assert [document["plan"][key] for key in ("kernels", "cache")] == ["portable", "float32"]
 
 
 def test_every_setting_reaches_the_sampler(apr, plain_apr):
@@ -135,6 +159,7 @@ def test_an_interrupted_json_document_is_whole(endless_apr):
     assert process.returncode == 130
     assert document["statistics"]["stop_reason"] == "interrupted"
     assert document["text"]
+    assert document["error"]["kind"] == "interrupted"
 
 
 @pytest.mark.slow

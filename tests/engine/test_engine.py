@@ -88,23 +88,24 @@ def test_a_file_of_one_dtype_is_computed_in_place_without_a_copy(build):
             for name, t in model.tensors.items()
         },
     )
-    engine = engines.load(mapped, device="cpu")
+    engine = engines.load(mapped, device="cpu", kernels="torch")
     assert engine.plan.mapped_bytes == engine.plan.weight_bytes == sum(map(len, pages.values()))
     weight = engine._decoder.model.embed_tokens.weight
     assert weight.data_ptr() == pages["model.embed_tokens.weight"].ctypes.data
-    assert np.array_equal(engine.logits([1, 2, 3]), engines.load(model, "cpu").logits([1, 2, 3]))
+    same = engines.load(model, "cpu", kernels="torch")
+    assert np.array_equal(engine.logits([1, 2, 3]), same.logits([1, 2, 3]))
 
 
 def test_a_tied_head_is_counted_once_and_shared(build):
     _, model = build(tie_word_embeddings=True)
-    engine = engines.load(model, device="cpu")
+    engine = engines.load(model, device="cpu", kernels="torch")
     assert engine._decoder.lm_head.weight is engine._decoder.model.embed_tokens.weight
     assert engine.plan.weight_bytes == sum(t.nbytes for t in model.tensors.values())
 
 
 def test_the_plan_says_what_is_stored_what_computes_and_why(build):
     _, model = build(dtype=torch.float16)
-    plan = engines.load(model, device="cpu", threads=1).plan
+    plan = engines.load(model, device="cpu", threads=1, kernels="torch").plan
     assert plan.weights == "float32"
     assert "widened to float32" in plan.reason
     assert plan.threads == 1
@@ -163,6 +164,8 @@ def test_what_cannot_be_run_is_one_clear_error(build):
         engine.generate([1], 0)
     with pytest.raises(UsageError, match="threads"):
         engines.load(model, threads=0)
+    with pytest.raises(UsageError, match="1000000 is more than 1024"):
+        engines.load(model, threads=1_000_000)
     if not torch.cuda.is_available():
         with pytest.raises(FeatureUnavailable, match="cuda"):
             engines.load(model, device="cuda")

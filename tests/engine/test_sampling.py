@@ -110,9 +110,10 @@ def test_greedy_with_a_repetition_penalty_writes_what_transformers_writes(build)
     assert engine.generate(prompt, 30, stop_ids=()).ids != out
 
 
-def test_draws_follow_the_distribution_and_never_leave_the_kept_set():
-    sampler = Sampler(temperature=1.0, top_k=4, seed=3)
-    p = probabilities(LOGITS, 1.0, 4)
+@pytest.mark.parametrize("kept", [{"top_k": 4}, {}, {"top_p": 0.7}, {"min_p": 0.2}], ids=str)
+def test_draws_follow_the_distribution_and_never_leave_the_kept_set(kept):
+    sampler = Sampler(temperature=1.0, **kept, seed=3)
+    p = probabilities(LOGITS, 1.0, **kept)
     draws = np.bincount([sampler(LOGITS) for _ in range(4000)], minlength=200) / 4000
     assert set(np.flatnonzero(draws)) <= set(np.flatnonzero(p))
     assert np.abs(draws - p).max() < 0.04

@@ -1,11 +1,15 @@
 """Reading and writing configs: what is absent, what is null, what transformers makes of ours."""
 
 import copy
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from apr import families
-from apr.errors import InvalidFormat
+from apr.architecture import from_metadata
+from apr.errors import AprError, InvalidFormat
+from apr.formats import hf_reader
 
 transformers = pytest.importorskip("transformers")
 FAMILIES = [f for f in ("llama", "qwen2", "qwen3", "mistral") if f in families.known()]
@@ -19,6 +23,12 @@ COMPARED = (
     "rope_parameters", "hidden_act", "attention_bias", "mlp_bias", "tie_word_embeddings",
     "initializer_range", "sliding_window", "layer_types",
 )  # fmt: skip
+
+
+_SIZES_OF_GPT2 = {
+    "n_embd": "hidden_size", "n_layer": "num_layers", "n_head": "num_heads",
+    "vocab_size": "vocab_size", "n_positions": "max_position_embeddings",
+}  # fmt: skip
 
 
 def read(family, **changes):
@@ -225,3 +235,39 @@ def test_window_fields_of_qwen_that_do_not_fit_are_named(family):
         read(family, layer_types=["full_attention"] * 3)
     with pytest.raises(InvalidFormat, match="max_window_layers"):
         read(family, use_sliding_window=True, max_window_layers=None)
+
+
+def test_no_value_of_a_config_ends_in_anything_but_an_answer_or_a_refusal():
+    """Each entry of each family's config in turn; a number of layers that no model has must be
+    refused before anything is made for each of them.
+    """
+    import yaml
+
+    junk = ("x", [1, "x"], -1, 10**9, 1e300)
+    for path in sorted((Path(__file__).parents[1] / "parity").glob("*.yaml")):
+        case = yaml.safe_load(path.read_text(encoding="utf-8"))
+        family = families.by_name(case["family"])
+        config = family.to_hf(family.from_hf(case["base"], path))
+        for key in config:
+            for value in junk:
+                changed = {**config, key: value}
+                with suppress(AprError):
+                    hf_reader.read_architecture(Path("hf"), changed)
+        stated = hf_reader.read_architecture(Path("hf"), config).to_metadata()
+        for key in stated:
+            with suppress(AprError):
+                families.tensor_specs(from_metadata(stated | {key: None}, "m.apr"))
+        layers = "n_layer" if path.stem == "gpt2" else "num_hidden_layers"
+        with pytest.raises(InvalidFormat, match=rf"\[META-LAYERS\] {layers} is 1000000000"):
+            hf_reader.read_architecture(Path("hf"), {**config, layers: 10**9})
+        for size in _SIZES_OF_GPT2 if path.stem == "gpt2" else SIZES:
+            if size == "intermediate_size":  # four times as wide, or no layer without experts
+                continue
+            said = {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
+            said |= _SIZES_OF_GPT2
+            without = {k: v for k, v in config.items() if k not in (size, "n_ctx")}
+            with pytest.raises(InvalidFormat, match=said.get(size, size)):
+                hf_reader.read_architecture(Path("hf"), without)
+    for wrong in (["llama"], 7, {"llama": 1}):
+        with pytest.raises(InvalidFormat, match="unknown model_type"):
+            hf_reader.read_architecture(Path("hf"), {"model_type": wrong})

@@ -1,5 +1,6 @@
 """DeepSeek's correction bias beside bfloat16 weights: it keeps its type wherever it goes."""
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -49,6 +50,9 @@ def test_a_folder_keeps_it_exact_and_everything_else_as_asked(source, tmp_path, 
 
 def test_gguf_gives_it_back(source, tmp_path):
     write_gguf(tmp_path / "m.gguf", source)
+    # Absent, a reader takes the router for a softmax; the key is a u32, and 2 is the sigmoid.
+    kind = gguf.GGUFReader(tmp_path / "m.gguf").get_field("deepseek2.expert_gating_func")
+    assert kind.types == [gguf.GGUFValueType.UINT32] and kind.contents() == 2
     again = open_model(tmp_path / "m.gguf")
     assert again.architecture == source.architecture
     for name, tensor in source.tensors.items():

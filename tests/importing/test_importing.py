@@ -14,7 +14,7 @@ from apr.checkpoint import verify
 from apr.errors import GateFailed, InvalidFormat, ModelLoadError, NotFound, StorageError, UsageError
 from apr.export import export, proof_path
 from apr.formats import open_model
-from apr.importing import import_model, verb
+from apr.importing import import_model, open_source, verb
 
 QUICK = {"peers": False, "threads": 1}
 IDS = [5, 77, 300, 12, 9, 41, 200, 8]
@@ -294,7 +294,11 @@ def test_tokenizer_larger_than_the_embedding_is_refused(make_folder, tmp_path):
 
 def test_quantized_folder_is_refused(broken, tmp_path):
     edit_config(broken, quantization_config={"quant_method": "awq", "bits": 4})
-    assert "quantization_config (awq)" in refused(InvalidFormat, broken, tmp_path)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.qzeros"] = torch.zeros(3, dtype=torch.int32)
+    save_file(weights, broken / "model.safetensors")
+    line = refused(InvalidFormat, broken, tmp_path)
+    assert "quantization_config (awq)" in line and "qzeros" not in line  # not what is wrong
 
 
 def test_integer_tensors_are_no_weights(broken, tmp_path):
@@ -412,3 +416,37 @@ def test_progress_counts_every_byte_of_the_weights(folder, tmp_path):
     with safe_open(next(folder.glob("*.safetensors")), framework="pt") as file:
         assert file.keys()
     assert sum(counted) == sum(t.nbytes for t in weights_of(folder).values())
+
+
+def test_values_of_no_use_in_a_gguf_are_named(tiny_apr, tmp_path):
+    from apr.formats.gguf_reader import GgufFile
+    from apr.formats.gguf_writer import write_container
+
+    export(tiny_apr, tmp_path / "m.gguf", format="gguf", prove=False, **QUICK)
+    file = GgufFile.open(tmp_path / "m.gguf")
+    fields, tensors = dict(file.fields.items()), list(file.tensors.values())
+    for key, value, message in [
+        ("llama.embedding_length", "x", "llama.embedding_length is 'x', not a number"),
+        ("llama.rope.freq_base", [1, 2], r"llama.rope.freq_base is \[1, 2\], not a number"),
+        ("llama.block_count", 10**9, r"\[META-LAYERS\] block_count is 1000000000"),
+        ("tokenizer.ggml.tokens", 1, "tokenizer.ggml.tokens: holds no list of texts"),
+        ("tokenizer.ggml.token_type", ["a"], "token_type: holds no list of whole numbers"),
+        ("tokenizer.ggml.merges", True, "tokenizer.ggml.merges: holds no list of texts"),
+    ]:
+        with (tmp_path / "bad.gguf").open("wb") as out:
+            write_container(out, {**fields, key: value}, tensors)
+        with pytest.raises((InvalidFormat, ModelLoadError), match=message):
+            open_source(tmp_path / "bad.gguf")
+
+
+def test_a_config_with_nan_or_in_another_encoding_is_no_json(broken, tmp_path):
+    config = broken / "config.json"
+    honest = config.read_bytes()
+    config.write_bytes(honest.replace(b'"hidden_size"', b'"x": NaN, "hidden_size"'))
+    assert "NaN" in refused(InvalidFormat, broken, tmp_path)
+    config.write_bytes(honest.replace(b'"silu"', b'"s\xefl\xfb"'))
+    line = refused(InvalidFormat, broken, tmp_path)
+    assert "config.json: is no valid JSON" in line and "problems:" not in line  # said once
+    (broken / "tokenizer.json").write_text("{")
+    line = refused(InvalidFormat, broken, tmp_path)
+    assert line.count("config.json") == 1 and "2 problems:" in line and "tokenizer.json: " in line

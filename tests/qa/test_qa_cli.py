@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from apr import native
 from apr.cli.main import run
 
 
@@ -11,6 +14,21 @@ def test_a_sound_model_exits_0_with_a_table_on_stdout(make_tiny, tmp_path, capsy
     out = capsys.readouterr().out
     assert "training_probe" in out
     assert "PASS: all 12 executed gates passed, 1 skipped" in out
+
+
+@pytest.mark.skipif(bool(native.unavailable()), reason=native.unavailable())
+def test_the_gates_judge_the_cpu_kernels_where_these_are_asked_for(make_tiny, tmp_path, capsys):
+    path = str(make_tiny(trained=True).write(tmp_path / "m.apr"))
+    for flags, kernels, cache in (
+        (["--kernels", "portable"], "portable", "float32"),
+        (["--kernels", "native", "--cache", "int8"], native.best_set().name, "int8"),
+        (["--dtype", "auto"], native.best_set().name, "float32"),
+    ):
+        assert run(["qa", path, "--device", "cpu", "--json", *flags]) == 0, flags
+        plan = json.loads(capsys.readouterr().out)["plan"]
+        assert (plan["kernels"], plan["cache"]) == (kernels, cache)
+    assert run(["qa", path, "--kernels", "sse9"]) == 9
+    assert run(["qa", path, "--kernels", "native", "--dtype", "float32"]) == 2
 
 
 def test_a_failed_gate_exits_5_with_the_report_as_the_only_json(make_tiny, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The pipeline for every family: train a few steps -> qa -> bench -> export both ways, each proven
-by the peer that reads it. A family that is added is in it at once.
+by the peer that reads it. A family that is added is in it at once. `-s` shows a line of figures
+for each.
 
 In this process and on a tiny size, so that a family takes seconds; `test_pipeline.py` goes through
 the command line on a real preset.
@@ -66,12 +67,34 @@ def test_a_family_goes_through_the_whole_pipeline(family, data, tmp_path, monkey
     assert report.passed, failed
     found = bench.run(trained.model, Sizes((16,), (4,), 2), device="cpu")
     assert all(row.tokens_per_second > 0 for row in found.rows)
+    skipped = [gate.id for gate in report.gates if gate.verdict == "skip"]
+    line = [
+        f"\n{family}: {trained.steps} steps in {trained.train_seconds:.1f} s",
+        f"loss {trained.best['loss']:.3f} nats",
+        f"qa {report.executed} gates passed, skipped: {', '.join(skipped) or 'none'}",
+        f"decode {next(r.tokens_per_second for r in found.rows if r.is_decode):.0f} tok/s",
+    ]
     targets = {"gguf": tmp_path / "m.gguf", "safetensors": tmp_path / "hf"}
     if family in NO_GGUF:
         del targets["gguf"]
+        line.append(f"no GGUF ({NO_GGUF[family]})")
     for form, target in targets.items():
         proof = export(trained.model, target, format=form)
         verdicts = {check.id: check.outcome.verdict for check in proof.checks}
         assert set(verdicts.values()) <= {"pass", "skip"}, verdicts
         peer, package = PEERS[form]
         assert verdicts[peer] == ("pass" if importlib.util.find_spec(package) else "skip")
+        asked = [c for c in proof.checks if c.id.split(" (")[0] == peer and c.outcome.figures]
+        passed = sum(verdict == "pass" for verdict in verdicts.values())
+        line.append(
+            f"{form}: {passed} checks passed"
+            + "".join(f", {c.id} {_largest(c.outcome.figures)}" for c in asked)
+        )
+    print("; ".join(line))
+
+
+def _largest(figures):
+    """How far a peer's numbers are from ours."""
+    if "max_abs" in figures:
+        return f"{figures['max_abs']:.1e}"
+    return f"{figures['max_abs_nats']:.1e} nats" if "max_abs_nats" in figures else "agrees"

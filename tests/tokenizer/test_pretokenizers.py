@@ -27,6 +27,9 @@ def test_each_is_recognised_as_trained_and_as_published(name):
     }
     for section in [pretokenizers.trained(name), *pretokenizers.published(name)]:
         assert pretokenizers.recognise(spec(section, **more)) == name
+        # With or without a BOS, by which a hash of the file takes it for a sibling.
+        begins = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}]}
+        assert pretokenizers.recognise(spec(section, post_processor=begins, **more)) == name
         # By what it does alone: no known form has a step that never matches.
         idle = [pretokenizers.split("\U0010fffe"), *section.get("pretokenizers", [section])]
         probed = {"type": "Sequence", "pretokenizers": idle}

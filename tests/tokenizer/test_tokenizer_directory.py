@@ -134,6 +134,7 @@ BAD = {
     "bad id": ('{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}', "id -1"),
     "huge id": ('{"model": {"type": "BPE", "vocab": {"a": 99999999}, "merges": []}}', "1048575"),
     "bad merge": ('{"model": {"type": "BPE", "vocab": {}, "merges": [["a"]]}}', "merge"),
+    "one merged": ('{"model": {"type": "BPE", "vocab": {}, "merges": ["ab"]}}', "merge 'ab'"),
     "bad added": (
         '{"added_tokens": [{}], "model": {"type": "BPE", "vocab": {}, "merges": []}}',
         "added token",
@@ -157,6 +158,12 @@ def test_a_spec_that_the_library_refuses_is_an_error_when_used(folder):
     change(folder, "tokenizer.json", decoder={"type": "NoSuchThing"})
     with pytest.raises(InvalidFormat, match="tokenizers library refuses"):
         Tokenizer.from_directory(folder).encode("a")
+
+
+def test_a_record_of_no_use_is_refused(folder):
+    change(folder, "apr-tokenizer.json", vocab_size="x")
+    with pytest.raises(CorruptFile, match="vocab_size is 'x'"):
+        Tokenizer.from_directory(folder)
 
 
 def test_a_special_token_that_is_no_token_is_refused(folder):

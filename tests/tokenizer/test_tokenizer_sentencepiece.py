@@ -152,8 +152,12 @@ def test_where_a_space_is_put_follows_the_config(folder):
         ({}, "<s> x", "\u2581"), ({"legacy": True}, "<s> x", "\u2581"),
         ({"legacy": False}, "<s>x", "x"), ({"add_prefix_space": False}, "x", "x"),
     ]:  # fmt: skip
-        ids = configure(folder, **config).encode(text)
+        made = configure(folder, **config)
+        ids = made.encode(text)
         assert tokens[ids[-1 if len(ids) < 3 else 1]].startswith(first)
+        if text == "x" or not config:
+            put = made.to_gguf()["tokenizer.ggml.add_space_prefix"]
+            assert put is config.get("add_prefix_space", True)
 
 
 def test_a_token_that_belongs_to_another_model_is_refused(folder):
