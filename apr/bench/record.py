@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +18,34 @@ class Bandwidth:
     source: str
     before: float | None = None
     after: float | None = None
+    reader: str = ""
+    probes: tuple[float, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The bandwidth as JSON-ready values; `probes` before, between and after the rounds."""
+        return {
+            "bytes_per_second": self.bytes_per_second,
+            "source": self.source,
+            "reader": self.reader,
+            "before": self.before,
+            "after": self.after,
+            "probes": list(self.probes),
+        }
+
+
+def probed(probes: Sequence[float], reader: str) -> Bandwidth:
+    """The median of probes taken before, between and after the rounds."""
+    return Bandwidth(
+        statistics.median(probes), "probed", probes[0], probes[-1], reader, tuple(probes)
+    )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One test: `pp128` is a prompt of 128 tokens in one pass, `tg64` 64 single decode steps."""
+    """One test: `pp128` is a prompt of 128 tokens in one pass, `tg64` 64 single decode steps.
+
+    `tokens` counts those of all `batch` sequences. `bytes_per_token` 0: not known (a peer's).
+    """
 
     test: str
     tokens: int
@@ -33,6 +56,8 @@ class Row:
     bandwidth: Bandwidth | None
     peak_flops: float | None
     time_to_first_token: Samples | None = None
+    depth: int = 0
+    batch: int = 1
 
     @property
     def is_decode(self) -> bool:
@@ -67,7 +92,7 @@ class Row:
     @property
     def mbu(self) -> float | None:
         """Share of the memory bandwidth that streaming weights and cache takes (decode only)."""
-        if not self.is_decode or self.bandwidth is None:
+        if not self.is_decode or self.bandwidth is None or not self.bytes_per_token:
             return None
         return self.bytes_per_token * self.tokens_per_second / self.bandwidth.bytes_per_second
 
@@ -84,6 +109,8 @@ class Row:
         return {
             "test": self.test,
             "tokens": self.tokens,
+            "depth": self.depth,
+            "batch": self.batch,
             "repetitions": len(self.samples.seconds),
             "tokens_per_second": self.tokens_per_second,
             "mean_tokens_per_second": statistics.fmean(self.rates),
@@ -106,14 +133,7 @@ class Row:
                 "samples": [1000 * s for s in first.seconds],
             },
             "bytes_per_token": self.bytes_per_token if self.is_decode else None,
-            "bandwidth": None
-            if self.bandwidth is None
-            else {
-                "bytes_per_second": self.bandwidth.bytes_per_second,
-                "source": self.bandwidth.source,
-                "before": self.bandwidth.before,
-                "after": self.bandwidth.after,
-            },
+            "bandwidth": self.bandwidth and self.bandwidth.to_json(),
             "mbu": self.mbu,
             "mfu": self.mfu,
         }

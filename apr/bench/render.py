@@ -121,8 +121,8 @@ def _footer(result: Result) -> list[str]:
             text = f"memory reads at {bandwidth.bytes_per_second / 1e9:.1f} GB/s"
             if bandwidth.before and bandwidth.after:
                 text += (
-                    f" (probed, {bandwidth.before / 1e9:.1f} before and "
-                    f"{bandwidth.after / 1e9:.1f} after)"
+                    f" ({bandwidth.reader}: {bandwidth.before / 1e9:.1f} before and "
+                    f"{bandwidth.after / 1e9:.1f} after the rounds)"
                 )
             else:
                 text += f" ({bandwidth.source})"

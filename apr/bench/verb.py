@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apr.bench import memory
-from apr.bench.record import Bandwidth, Comparison, Floor, Ratio, Record, Row
-from apr.bench.timing import Samples, warm_up
+from apr.bench import peer as peers
+from apr.bench.measure import Progress, measure
+from apr.bench.record import Comparison, Floor, Ratio, Record, Row
+from apr.bench.sizes import Sizes, Test, check, plan
 from apr.bench.workload import Workload
-from apr.errors import AprError, InferenceError, StrPath, UsageError
-from apr.model import costs
+from apr.errors import StrPath, UsageError
 from apr.receipt import file_sha256, receipt
 
 if TYPE_CHECKING:
@@ -21,20 +21,6 @@ if TYPE_CHECKING:
     from apr.formats.opened import OpenedModel
 
 FORMATS = ("table", "md", "json", "csv")
-DEFAULT_PROMPT, DEFAULT_DECODE, DEFAULT_REPETITIONS = 512, 128, 5
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Tests to run: tokens of each prompt and of each decode; empty leaves the kind out.
-
-    None: the default, reduced to the context with a note. What was asked for is never reduced.
-    """
-
-    prompts: tuple[int, ...] | None = None
-    decodes: tuple[int, ...] | None = None
-    repetitions: int = DEFAULT_REPETITIONS
 
 
 @dataclass
@@ -75,10 +61,12 @@ def run(
         InferenceError: it could not be measured.
         NotFound, InvalidFormat, ModelLoadError, FeatureUnavailable: it could not be loaded.
     """
-    sizes = _check(sizes or Sizes(), floor)
+    sizes = check(sizes or Sizes(), floor)
     loaded = _load(path, (device, dtype, threads, kernels, cache), progress)
     tests = _tests([loaded], sizes)
-    rows = _measure([loaded], tests, sizes.repetitions, progress)[0]
+    rows = measure(
+        [loaded.engine], tests, [lambda t: _work(loaded, t)], sizes.repetitions, progress
+    )[0]
     return _record(loaded, rows, floor)
 
 
@@ -96,37 +84,90 @@ def compare(
     progress: Progress | None = None,
 ) -> Comparison:
     """Measure two files in turns (A B, B A, ...) and pair their samples. As `run` otherwise."""
-    sizes = _check(sizes or Sizes(), floor)
+    sizes = check(sizes or Sizes(), floor)
     asked = (device, dtype, threads, kernels, cache)
     both = [_load(p, asked, progress) for p in (path, against)]
     tests = _tests(both, sizes)
-    first, second = _measure(both, tests, sizes.repetitions, progress)
-    ratios = tuple(
+    first, second = measure(
+        [item.engine for item in both], tests,
+        [lambda t: _work(both[0], t), lambda t: _work(both[1], t)], sizes.repetitions, progress,
+    )  # fmt: skip
+    return Comparison(
+        _record(both[0], first, floor), _record(both[1], second, None), _ratios(first, second)
+    )
+
+
+def against_peer(
+    path: StrPath,
+    sizes: Sizes | None = None,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    threads: int | None = None,
+    kernels: str | None = None,
+    cache: str | None = None,
+    floor: float | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Measure a GGUF file in turns with llama.cpp (ours, theirs, theirs, ours, ...).
+
+    The peer has its own process, the same file and the same number of threads. As `run` otherwise.
+
+    Raises:
+        UsageError: the model is no GGUF file, or is to run on a GPU.
+        FeatureUnavailable: the peer is not installed.
+    """
+    from apr.formats import open_model
+
+    sizes = check(sizes or Sizes(), floor)
+    if device not in (None, "cpu"):
+        raise UsageError(
+            f"--against {peers.NAME}", f"runs the peer on the CPU, not on {device}",
+            "write --device cpu",
+        )  # fmt: skip
+    peers.check(Path(path), open_model(path).format)
+    ours = _load(path, ("cpu", dtype, threads, kernels, cache), progress)
+    tests = _tests([ours], sizes)
+    with peers.Peer(Path(path), ours.engine.plan.threads) as peer:
+        first, second = measure(
+            [ours.engine, None], tests,
+            [lambda t: _work(ours, t), lambda t: peers.PeerWorkload(peer, t)],
+            sizes.repetitions, progress,
+        )  # fmt: skip
+        theirs = _peer_record(ours, second, peer)
+    return Comparison(_record(ours, first, floor), theirs, _ratios(first, second))
+
+
+def _ratios(first: Sequence[Row], second: Sequence[Row]) -> tuple[Ratio, ...]:
+    return tuple(
         Ratio(a.test, tuple(x / y for x, y in zip(a.rates, b.rates, strict=True)))
         for a, b in zip(first, second, strict=True)
     )
-    return Comparison(_record(both[0], first, floor), _record(both[1], second, None), ratios)
 
 
-def _check(sizes: Sizes, floor: float | None) -> Sizes:
-    for flag, values in (("-p", sizes.prompts), ("-n", sizes.decodes)):
-        if any(n < 0 for n in values or ()):
-            raise UsageError(flag, "a number of tokens is not negative", "write 0 to leave it out")
-    if sizes.repetitions < 1:
-        raise UsageError("-r", f"{sizes.repetitions} is less than 1", "write 1 or more")
-    trimmed = replace(
-        sizes,
-        prompts=sizes.prompts and tuple(n for n in sizes.prompts if n),
-        decodes=sizes.decodes and tuple(n for n in sizes.decodes if n),
+def _peer_record(ours: _Loaded, rows: Sequence[Row], peer: peers.Peer) -> Record:
+    plan = ours.engine.plan.to_json()
+    plan.update(
+        engine=f"llama.cpp (llama-cpp-python {peer.facts['version']})",
+        kernels="extra buffer types on" if peer.extra_buffers else "extra buffer types off",
+        weights="as stored", activations="", cache="float16", reason="",
+        system=peer.facts["system"], weight_bytes=None, mapped_bytes=None,
+    )  # fmt: skip
+    noisy = [f"{r.test} is noisy: spread {r.relative_sd:.1%}" for r in rows if r.noisy]
+    return Record(
+        model=peers.NAME,
+        format=ours.model.format,
+        size_bytes=ours.model.size_bytes,
+        sha256=ours.sha256,
+        parameters=sum(t.num_elements for t in ours.model.tensors.values()),
+        family=ours.model.architecture.family,
+        plan=plan,
+        rows=tuple(rows),
+        peak_rss=peer.peak_rss,
+        peak_cuda=None,
+        receipt=receipt("cpu"),
+        notes=(*peer.notes, *noisy),
     )
-    if trimmed.prompts == () and trimmed.decodes == ():
-        raise UsageError("-p 0 -n 0", "leaves nothing to measure", "give one of them")
-    if floor is not None:
-        if trimmed.decodes == ():
-            raise UsageError("--floor", "holds for decoding, which -n 0 leaves out", "drop -n 0")
-        if not (math.isfinite(floor) and floor > 0):
-            raise UsageError("--floor", f"{floor} is no speed", "write tokens per second above 0")
-    return trimmed
 
 
 def _load(
@@ -144,102 +185,17 @@ def _load(
     return _Loaded(model, loaded, file_sha256(Path(path)), [])
 
 
-def _tests(loaded: Sequence[_Loaded], sizes: Sizes) -> list[tuple[str, int]]:
+def _tests(loaded: Sequence[_Loaded], sizes: Sizes) -> list[Test]:
     """The tests that fit all files' contexts."""
-    context = min(item.engine.context for item in loaded)
-    out: list[tuple[str, int]] = []
-    # A decode of n steps begins after one token.
-    for kind, flag, asked, default, room in (
-        ("pp", "-p", sizes.prompts, DEFAULT_PROMPT, context),
-        ("tg", "-n", sizes.decodes, DEFAULT_DECODE, context - 1),
-    ):
-        if asked is None:
-            fits = min(default, room)
-            if fits < default:
-                note = f"{kind}{fits} instead of {kind}{default}: the context has {context} tokens"
-                for item in loaded:
-                    item.notes.append(note)
-            asked = (fits,) if fits > 0 else ()
-        for tokens in asked:
-            if tokens > room:
-                raise UsageError(
-                    f"{flag} {tokens}",
-                    f"does not fit into the context of {context} tokens",
-                    f"write {flag} {room} or less",
-                )
-            out.append((kind, tokens))
-    if not out:
-        raise InferenceError("bench", f"a context of {context} tokens leaves nothing to measure")
-    return out
+    tests, notes = plan(sizes, min(item.engine.context for item in loaded))
+    for item in loaded:
+        item.notes += notes
+    return tests
 
 
-def _measure(
-    loaded: Sequence[_Loaded],
-    tests: Sequence[tuple[str, int]],
-    repetitions: int,
-    progress: Progress | None,
-) -> list[list[Row]]:
-    """Rows of every file: for each test all files in turns, the order reversed every round."""
-    out: list[list[Row]] = [[] for _ in loaded]
-    try:
-        device = loaded[0].engine.device
-        nominal = memory.known_bandwidth(device, loaded[0].engine.plan.hardware)
-        probe = memory.Probe(device) if nominal is None else None
-        for kind, tokens in tests:
-            if progress is not None:
-                progress(f"{kind}{tokens}")
-            work = [
-                Workload(i.engine, kind, tokens, i.engine.architecture.vocab_size) for i in loaded
-            ]
-            before = probe.read() if probe else None
-            warm = [warm_up(w.run) for w in work]
-            seconds: list[list[float]] = [[] for _ in work]
-            first: list[list[float]] = [[] for _ in work]
-            for repetition in range(repetitions):
-                order = range(len(work)) if repetition % 2 == 0 else reversed(range(len(work)))
-                for i in order:
-                    seconds[i].append(work[i].run())
-                    first[i].append(work[i].first_token)
-            after = probe.read() if probe else None
-            bandwidth = (
-                Bandwidth(nominal, "maker's figure")
-                if nominal is not None
-                else Bandwidth((before + after) / 2, "probed", before, after)
-                if before and after
-                else None
-            )
-            for i, item in enumerate(loaded):
-                out[i].append(
-                    Row(
-                        test=f"{kind}{tokens}",
-                        tokens=tokens,
-                        samples=Samples(tuple(seconds[i])),
-                        warm_up=warm[i],
-                        bytes_per_token=streamed_bytes(item.engine, tokens),
-                        flops_per_token=costs.forward_flops_per_token(
-                            item.engine.architecture, tokens // 2
-                        ),
-                        bandwidth=bandwidth,
-                        peak_flops=(costs.peaks(item.engine.plan.hardware) or (None,))[0],
-                        time_to_first_token=Samples(tuple(first[i])) if kind == "pp" else None,
-                    )
-                )
-    except AprError:
-        raise
-    except (RuntimeError, MemoryError, OSError) as error:
-        text = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InferenceError("bench", f"could not be measured: {text}") from error
-    return out
-
-
-def streamed_bytes(engine: Engine, steps: int) -> float:
-    """Bytes that a decode step reads: all weights but the looked-up embedding, and the cache.
-
-    The cache counts at the mean depth of `steps` steps after one token. A tied embedding is the
-    head as well, so it is read whole.
-    """
-    weights = engine.plan.weight_bytes - engine.looked_up_bytes
-    return weights + engine.cache_bytes_per_token * (steps + 3) / 2
+def _work(item: _Loaded, test: Test) -> Workload:
+    vocab = item.engine.architecture.vocab_size
+    return Workload(item.engine, test.kind, test.tokens, vocab, depth=test.depth, batch=test.batch)
 
 
 def _record(loaded: _Loaded, rows: Sequence[Row], floor: float | None) -> Record:

@@ -29,7 +29,7 @@ class SessionLike(Protocol):
 
 
 class EngineLike(Protocol):
-    """What is measured."""
+    """What is measured; one with batches has `decode_batch(sessions, ids)` as well."""
 
     def session(self) -> SessionLike:
         """A new sequence."""
@@ -42,12 +42,16 @@ class EngineLike(Protocol):
 class Workload:
     """One test on one engine. `run` does it once and gives its seconds.
 
+    Every run begins with new sessions, so that nothing of an earlier one is reused.
+
     Args:
         engine: what is measured.
         test: `pp` or `tg`.
         tokens: prompt tokens, or decode steps.
         vocab: ids are drawn below this.
         clock: seconds, monotonic.
+        depth: tokens that go before, not timed.
+        batch: sequences that are decoded together.
     """
 
     engine: EngineLike
@@ -55,21 +59,22 @@ class Workload:
     tokens: int
     vocab: int
     clock: Clock = time.perf_counter
+    depth: int = 0
+    batch: int = 1
 
     def __post_init__(self) -> None:
-        drawn = np.random.default_rng(SEED).integers(0, self.vocab, self.tokens + 1)
+        # A decode begins after one token at least.
+        self._before = max(self.depth, 1) if self.test == "tg" else self.depth
+        count = self.tokens + self._before
+        drawn = np.random.default_rng(SEED).integers(0, self.vocab, count)
         self._ids = [int(i) for i in drawn]
         self.first_token: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """As llama-bench calls it: `pp512`, `tg128`."""
-        return f"{self.test}{self.tokens}"
 
     def run(self) -> float:
         """Seconds of one run; for a prompt, `first_token` is then set as well.
 
-        Time to first token runs from the new session to the chosen token.
+        Time to first token runs from the new session to the chosen token; at a depth, from the
+        timed part of the prompt on.
         """
         return self._prefill() if self.test == "pp" else self._decode()
 
@@ -77,8 +82,12 @@ class Workload:
         self.engine.synchronize()
         begin = self.clock()
         session = self.engine.session()
+        if self._before:
+            session.prefill(self._ids[: self._before])
+            self.engine.synchronize()
+            begin = self.clock()
         start = self.clock()
-        logits = session.prefill(self._ids[: self.tokens])
+        logits = session.prefill(self._ids[self._before :])
         self.engine.synchronize()
         end = self.clock()
         int(np.argmax(logits))
@@ -86,11 +95,20 @@ class Workload:
         return end - start
 
     def _decode(self) -> float:
-        session = self.engine.session()
-        session.prefill(self._ids[:1])
+        sessions = [self.engine.session() for _ in range(self.batch)]
+        for session in sessions:
+            session.prefill(self._ids[: self._before])
         self.engine.synchronize()
-        start = self.clock()
-        for token in self._ids[1:]:
-            session.decode(token)
+        steps = self._ids[self._before :]
+        if self.batch > 1:
+            together: Any = self.engine.decode_batch  # type: ignore[attr-defined]
+            start = self.clock()
+            for token in steps:
+                together(sessions, [token] * self.batch)
+        else:
+            (session,) = sessions
+            start = self.clock()
+            for token in steps:
+                session.decode(token)
         self.engine.synchronize()
         return self.clock() - start

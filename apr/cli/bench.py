@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from apr.bench.sizes import Sizes
 
 from apr.cli import generation_options as options
 from apr.errors import AprError, UsageError
@@ -24,9 +28,19 @@ def bench(
         [], "-n", "--decode", help="Steps of a decode test (128); 0: none; repeatable."
     ),
     repetitions: int = typer.Option(5, "-r", "--repetitions", help="Samples of each test."),
-    against: Path | None = typer.Option(
-        None, "--against", help="A second file, measured in turns; the paired ratio is printed."
+    depth: str = typer.Option(
+        "0", "--depth", help="Tokens that go before each test, not timed; for example 0,512."
     ),
+    batch: str = typer.Option(
+        "1", "--batch", help="Sequences that are decoded together; for example 1,4."
+    ),
+    against: str | None = typer.Option(
+        None,
+        "--against",
+        help="A second file, or the word llama.cpp for that program on the same GGUF file: "
+        "measured in turns; the paired ratio is printed.",
+    ),
+    plot: Path | None = typer.Option(None, "--plot", help="Also draw bars, into this PNG."),
     floor: float | None = typer.Option(
         None, "--floor", help="Decode tokens per second; below it the exit code is 5."
     ),
@@ -43,58 +57,63 @@ def bench(
     cache: options.Cache = None,
 ) -> None:
     """Measure prefill and decode apart: median, spread, raw samples, receipt."""
+    from apr.bench.sizes import Sizes
+
     style = "json" if as_json else output
     try:
-        _bench(file, tuple(prompt), tuple(decode), repetitions, against, floor, style, record,
-               force, device, dtype, threads, kernels, cache)  # fmt: skip
+        _bench(
+            file, Sizes(tuple(prompt) or None, tuple(decode) or None, repetitions,
+                        _numbers("--depth", depth), _numbers("--batch", batch)),
+            against, style, record, plot, force,
+            {"device": device, "dtype": dtype, "threads": threads, "kernels": kernels,
+             "cache": cache, "floor": floor},
+        )  # fmt: skip
     except AprError as error:
         if style == "json" and "--json" not in sys.argv:  # main prints it for --json
             print(json.dumps(error.as_json()))
         raise
 
 
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(flag, f"{text!r} is no list of numbers", f"write {flag} 1,4") from None
+
+
 def _bench(
     file: Path,
-    prompt: tuple[int, ...],
-    decode: tuple[int, ...],
-    repetitions: int,
-    against: Path | None,
-    floor: float | None,
+    sizes: Sizes,
+    against: str | None,
     style: str,
     record: Path | None,
+    plot: Path | None,
     force: bool,
-    device: str | None,
-    dtype: str | None,
-    threads: int | None,
-    kernels: str | None,
-    cache: str | None,
+    settings: dict[str, Any],
 ) -> None:
-    from functools import partial
-
     from rich.console import Console
 
     from apr.atomic import refuse_existing, write_text
-    from apr.bench import FORMATS, compare, render, run
-    from apr.bench.verb import Sizes
+    from apr.bench import FORMATS, Comparison, Record, against_peer, compare, render, run
+    from apr.bench.peer import NAME
+    from apr.bench.plot import draw
 
     if style not in FORMATS:
         raise UsageError("-o", f"{style!r} is no format", f"write {', '.join(FORMATS)}")
-    if record is not None:
-        refuse_existing(record, force)
-    errors = Console(stderr=True)
-    sizes = Sizes(prompt or None, decode or None, repetitions)
-    measure = partial(run, file) if against is None else partial(compare, file, against)
-    with errors.status("loading") as status:
-        result = measure(
-            sizes,
-            device=device,
-            dtype=dtype,
-            threads=threads,
-            kernels=kernels,
-            cache=cache,
-            floor=floor,
-            progress=status.update,
-        )
+    for target in (record, plot):
+        if target is not None:
+            refuse_existing(target, force)
+    result: Record | Comparison
+    with Console(stderr=True).status("loading") as status:
+        settings["progress"] = status.update
+        if against is None:
+            result = run(file, sizes, **settings)
+        elif against == NAME:
+            result = against_peer(file, sizes, **settings)
+        else:
+            result = compare(file, Path(against), sizes, **settings)
+    if plot is not None:
+        draw(result, plot, force=force)
     if record is not None:
         write_text(record, render.as_json(result) + "\n", force=force)
     if style == "table":

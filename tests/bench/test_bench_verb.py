@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from apr import bench, engine
-from apr.bench import memory, verb
+from apr.bench import measure, memory, verb
 from apr.bench.record import Bandwidth, Floor, Ratio, Row
+from apr.bench.sizes import Sizes
 from apr.bench.timing import Samples, WarmUp
-from apr.bench.verb import Sizes
 from apr.errors import FeatureUnavailable, InferenceError, NotFound, UsageError
 
 SMALL = Sizes((16,), (4,), 3)
@@ -23,7 +23,7 @@ def _small_probe(monkeypatch):
 
 def test_a_record_names_what_ran_on_what(checkpoint):
     path = checkpoint()
-    record = bench.run(path, SMALL, device="cpu", threads=1)
+    record = bench.run(path, SMALL, device="cpu", threads=1, kernels="torch")
     assert [row.test for row in record.rows] == ["pp16", "tg4"]
     assert all(len(row.samples.seconds) == 3 for row in record.rows)
     assert record.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -86,7 +86,7 @@ def test_two_files_are_measured_in_turns_and_paired(checkpoint, monkeypatch):
         return plain(self)
 
     monkeypatch.setattr(verb.Workload, "run", watched)
-    monkeypatch.setattr(verb, "warm_up", lambda run: WarmUp(0, True, 0.0))
+    monkeypatch.setattr(measure, "warm_up", lambda run: WarmUp(0, True, 0.0))
     result = bench.compare(a, b, Sizes((8,), (0,), 4), device="cpu")
     first, second = order[0], order[1]
     assert order == [first, second, second, first, first, second, second, first]
@@ -144,14 +144,14 @@ def test_a_floor_is_held_at_equality_and_missed_below():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_streamed_bytes_are_the_weights_read_in_a_step_and_the_mean_cache(checkpoint, tied):
-    loaded = engine.load(checkpoint(tie_word_embeddings=tied), device="cpu")
+    loaded = engine.load(checkpoint(tie_word_embeddings=tied), device="cpu", kernels="torch")
     arch = loaded.architecture
     weights = sum(tensor.nbytes for tensor in loaded._model.tensors.values())
     if not tied:  # one row of the embedding is looked up, the head is read whole
         weights -= (arch.vocab_size - 1) * arch.hidden_size * 4
     depths = [1 + step + 1 for step in range(8)]  # positions attended to at each step
     cache = 2 * arch.num_layers * arch.kv_size * 4 * sum(depths) / 8
-    assert verb.streamed_bytes(loaded, 8) == pytest.approx(weights + cache)
+    assert measure.streamed_bytes(loaded, 8) == pytest.approx(weights + cache)
 
 
 def test_a_folder_is_hashed_by_the_names_and_hashes_of_its_files(tmp_path):
