@@ -76,6 +76,8 @@ def test_a_signal_ends_a_verb_with_one_line_and_nothing_left(number, tmp_path, m
     monkeypatch.setattr(importing, "import_model", killed)
     monkeypatch.setattr(sys, "argv", ["apr", "import", "hf", "-o", str(tmp_path / "m.apr")])
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    # As in a terminal: a background job of a shell is started with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as left:
             cli.main()
