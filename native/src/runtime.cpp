@@ -91,7 +91,7 @@ class Barrier {
         }
         for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
             pause();
-            if (spins > 20000) sched_yield();  // somebody else has the processor: let them go on
+            if (spins > 1000) sched_yield();  // perhaps the other one has no processor: give it this one
         }
     }
 

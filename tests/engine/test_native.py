@@ -55,7 +55,13 @@ def reference(model, kind):
     return session
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(shape, id=name, marks=[] if "softcap" in name else [pytest.mark.slow])
+        for name, shape in SHAPES.items()
+    ],
+)
 def test_attention_over_each_kind_of_cache_in_pieces_and_in_steps(build, shape, monkeypatch):
     # Llama's contract has no sinks, and the families that have them have experts too.
     monkeypatch.setattr(OpenedModel, "check_tensors", lambda self: None)
