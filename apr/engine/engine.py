@@ -22,6 +22,7 @@ from apr.engine.generation import Generation
 from apr.engine.loop import Writing
 from apr.engine.plan import Plan, choose_dtype, stored_types
 from apr.engine.sampling import Sampler, Sampling
+from apr.engine.speculation import PromptLookup
 from apr.engine.streaming import TextStream
 from apr.engine.weights import build
 from apr.errors import AprError, FeatureUnavailable, InferenceError, StrPath, UsageError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 Logits = npt.NDArray[np.float32]
 _MOST_THREADS = 1024
+_LEAD = 1e-3  # of the largest logit; passes of several tokens differ by some 1e-6 of it in float32
 
 
 class Session:
@@ -49,6 +51,11 @@ class Session:
     def length(self) -> int:
         """Tokens processed so far."""
         return self._cache.length
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The tokens processed so far."""
+        return tuple(self._ids)
 
     def prefill(self, ids: Sequence[int]) -> Logits:
         """Process further tokens in one pass; logits after the last one, `[vocab]`.
@@ -68,12 +75,59 @@ class Session:
         """Process one further token; the logits after it, `[vocab]`. Errors as `prefill`."""
         return self.prefill([token_id])
 
+    def verify(self, ids: Sequence[int]) -> Logits:
+        """Process further tokens in one pass, for speculation: logits `[n, vocab]` after the first
+        n of `ids`, at least one; the session then holds these alone, and the most likely token
+        after each is the one that `decode` would give.
+
+        A pass of several tokens rounds otherwise than one of a single token. Where the two most
+        likely tokens are closer to each other than that could account for, the pass ends, and its
+        last token is computed again alone.
+
+        Raises:
+            InferenceError: as `prefill`.
+        """
+        start = self.length
+        logits = self._engine.run(ids, self._cache)
+        self._ids += ids
+        if len(ids) == 1:
+            return logits
+        for number, row in enumerate(logits):
+            second, first = np.partition(row, -2)[-2:]
+            if not first - second > _LEAD * np.abs(row).max():
+                if not self.rewind(start + number):
+                    raise InferenceError("speculation", "the cache cannot be taken back")
+                return np.concatenate([logits[:number], [self.decode(ids[number])]])
+        return logits
+
+    def speculation_refusal(self, *, greedy: bool) -> str:
+        """Why `verify` cannot be had here, or the same tokens not be promised; "" if all is well.
+
+        `greedy`: the most likely token is all that is asked of the logits.
+        """
+        if self._engine.dtype != torch.float32:
+            name = str(self._engine.dtype).removeprefix("torch.")
+            return f"several tokens at once round otherwise in {name}; float32 or the CPU kernels"
+        if not greedy:
+            return "with sampling or penalties it needs the CPU kernels"
+        return self._changing_angles()
+
+    def _changing_angles(self) -> str:
+        """Why nothing can be taken back from the cache; "" if it can."""
+        kind = (self._engine.architecture.rope_scaling or {}).get("rope_type")
+        changing = kind in rope.BY_LENGTH
+        return f"the angles of rope_type {kind} change with the length" if changing else ""
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self._cache.length = 0
+        self._ids = []
+
     def rewind(self, length: int) -> bool:
         """Forget all but the first `length` tokens; False, and nothing is forgotten, where the
         cache would not be the one that those tokens alone give (angles that follow the length).
         """
-        scaling = self._engine.architecture.rope_scaling or {}
-        if length > self.length or scaling.get("rope_type") in rope.BY_LENGTH:
+        if length > self.length or self._changing_angles():
             return False
         self._cache.length = length
         del self._ids[length:]
@@ -201,6 +255,8 @@ class Engine:
         on_token: Callable[[int], None] | None = None,
         stream: TextStream | None = None,
         session: Session | None = None,
+        speculate: int | None = None,
+        keep: int | None = None,
         **sampling: Unpack[Sampling],
     ) -> Generation:
         """Continue a prompt by up to `max_tokens` tokens.
@@ -215,26 +271,41 @@ class Engine:
             stream: makes the text of the ids and ends it at its stop strings.
             session: one to go on with; what it has processed is the beginning of `prompt_ids`, and
                 only the rest is computed. Afterwards it holds all but the last id.
+            speculate: guess up to so many tokens out of the text itself and check them in one
+                pass: the same tokens, in fewer passes. None guesses nothing.
+            keep: when the context is full, its first `keep` tokens stay, the older half of the
+                others is dropped, what is left is computed anew, and the text goes on. None ends
+                it there.
             sampling: the settings of `Sampler`; without any, greedy.
 
         Raises:
+            FeatureUnavailable: speculation could not promise the same tokens here.
             InferenceError: the context would be exceeded (before anything is computed), ids are
                 outside the vocabulary, or the logits are not finite.
             UsageError: a sampling setting is outside its range.
             GenerationStopped: Ctrl-C came; it carries what there was.
         """
         session = self.session() if session is None else session
+        sampler = Sampler(**sampling)
+        lookup = None
+        if speculate is not None:
+            lookup = PromptLookup(speculate)
+            refusal = session.speculation_refusal(greedy=sampler.greedy)
+            if refusal:
+                raise FeatureUnavailable("speculation", refusal, "leave it off")
         writing = Writing(
             prompt_ids,
-            Sampler(**sampling),
+            sampler,
             cached=session.length,
-            room=loop.room(self.context, len(prompt_ids), max_tokens),
+            room=loop.room(self.context, len(prompt_ids), max_tokens, keep),
             bounded=max_tokens is not None,
             stops=frozenset(self.stop_ids if stop_ids is None else stop_ids),
             on_token=on_token,
             stream=stream,
+            lookup=lookup,
+            keep=keep,
         )
-        return loop.write(session, prompt_ids, writing)
+        return loop.write(session, prompt_ids, writing, self.context)
 
     def generate_batch(
         self,

@@ -55,6 +55,18 @@ APR_INLINE float sum16(f32x16 v) {
     return s;
 #endif
 }
+// The largest magnitude: without their sign, floats order as their bits do, and no number is above all.
+APR_INLINE i32x16 size_bits(f32x16 v) { return (i32x16)v & 0x7fffffff; }
+APR_INLINE i32x16 larger_bits(i32x16 a, i32x16 b) {
+    return (i32x16)choose(a > b, (f32x16)a, (f32x16)b);
+}
+APR_INLINE float largest_size16(i32x16 bits) {
+    std::int32_t m = bits[0];
+    for (int i = 1; i < 16; ++i) m = bits[i] > m ? bits[i] : m;
+    float x;
+    std::memcpy(&x, &m, 4);
+    return x;
+}
 APR_INLINE float largest16(f32x16 v) {
     float m = v[0];
     for (int i = 1; i < 16; ++i) m = v[i] > m ? v[i] : m;
