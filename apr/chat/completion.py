@@ -110,9 +110,9 @@ def room(
     """Tokens to ask the engine for: `asked`, or `default` as far as the context allows (None);
     an `endless` one allows all.
     """
-    if asked is not None or endless:
-        return asked or default
-    return default if prompt + default - 1 <= engine.context else None
+    if asked is not None:
+        return asked
+    return default if endless or prompt + default - 1 <= engine.context else None
 
 
 def complete(
