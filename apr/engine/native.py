@@ -17,8 +17,9 @@ import torch
 from apr import receipt, rope
 from apr.architecture import FULL, SLIDING
 from apr.dtypes import DTYPES
-from apr.engine.engine import Engine, Logits, Session
+from apr.engine.engine import Engine
 from apr.engine.plan import Plan, stored_types
+from apr.engine.session import Logits, Session
 from apr.errors import FeatureUnavailable, InferenceError
 from apr.formats.opened import OpenedModel
 from apr.mapped import release

@@ -5,7 +5,7 @@ import pytest
 
 from apr import engine as engines
 from apr import native
-from apr.engine import engine as module
+from apr.engine import session as module
 from apr.engine.speculation import LONGEST, SHORTEST, PromptLookup, shifted
 from apr.errors import FeatureUnavailable, InferenceError, UsageError
 
