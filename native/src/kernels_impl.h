@@ -63,11 +63,9 @@ void prepare(const float* x, Activation& a, int token, int forms) {
             const i32x16 q1 = (i32x16)(r1 + 12582912.0f) - 0x4b400000;
             store(q + i, __builtin_convertvector(q0, i8x16));
             store(q + i + 16, __builtin_convertvector(q1, i8x16));
-            int s0 = 0, s1 = 0;
-            for (int j = 0; j < 16; ++j) s0 += q0[j], s1 += q1[j];
             d[i / 32] = scale;
-            s[i / 16] = s0;
-            s[i / 16 + 1] = s1;
+            s[i / 16] = sum16(q0);
+            s[i / 16 + 1] = sum16(q1);
         }
     }
 }

@@ -55,10 +55,23 @@ APR_INLINE float sum16(f32x16 v) {
     return s;
 #endif
 }
+APR_INLINE int sum16(i32x16 v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i)v);
+#else
+    int s = 0;
+    for (int i = 0; i < 16; ++i) s += v[i];
+    return s;
+#endif
+}
 APR_INLINE float largest16(f32x16 v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
     float m = v[0];
     for (int i = 1; i < 16; ++i) m = v[i] > m ? v[i] : m;
     return m;
+#endif
 }
 
 APR_INLINE float half_to_float(std::uint16_t h) {
