@@ -54,8 +54,8 @@ void prepare(const float* x, Activation& a, int token, int forms) {
             } else {
                 for (int j = i; j < n; ++j) (j < i + 16 ? v0[j - i] : v1[j - i - 16]) = x[j];
             }
-            const f32x16 size = max16(max16(v0, -v0), max16(v1, -v1));
-            const float top = largest16(size);
+            // NaN becomes the scale, and with it every product of this block.
+            const float top = largest_size16(larger_bits(size_bits(v0), size_bits(v1)));
             const float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0.0f;
             const f32x16 r0 = v0 * inverse, r1 = v1 * inverse;
             // Adding and taking away 1.5 * 2^23 rounds to the nearest integer, ties to even.
@@ -120,9 +120,9 @@ APR_INLINE f32x16 activated(f32x16 x, int kind) {
             return x;
         }
         case 2: return 0.5f * x * (1.0f + tanh16(0.7978845608f * (x + 0.044715f * x * x * x)));
-        case 3: return max16(x, f32x16{});
+        case 3: return max16(f32x16{}, x);  // in this order NaN stays NaN
         default: {
-            const f32x16 y = max16(x, f32x16{});
+            const f32x16 y = max16(f32x16{}, x);
             return y * y;
         }
     }
@@ -131,8 +131,8 @@ APR_INLINE f32x16 activated(f32x16 x, int kind) {
 // Kinds: 0 silu, 1 gelu, 2 gelu by tanh, 3 relu, 4 relu squared, 5 gpt-oss' clamped gate.
 APR_INLINE f32x16 gated(f32x16 gate, f32x16 up, int kind, float limit) {
     if (kind == 5) {
-        gate = min16(gate, splat(limit));
-        up = min16(max16(up, splat(-limit)), splat(limit));
+        gate = min16(splat(limit), gate);
+        up = min16(splat(limit), max16(splat(-limit), up));
         return (up + 1.0f) * gate * sigmoid16(gate * 1.702f);
     }
     return activated(gate, kind) * up;

@@ -18,6 +18,7 @@
 #if defined(__linux__) || defined(__APPLE__)
 #include <sched.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "apr_native.h"
@@ -263,10 +264,25 @@ Activation lay_out(std::uint8_t* p, std::size_t tokens, std::size_t padded) {
 }
 
 struct Model {
-    Model(int threads, const Kernels* k) : kernels(k), pool(threads), own(threads) {}
+    Model(int threads, const Kernels* k)
+        : kernels(k), process(getpid()), pool(std::make_unique<Pool>(threads)), own(threads) {}
+    ~Model() {
+        if (getpid() != process) (void)pool.release();
+    }
+
+    // A forked child has no threads but its own: it starts others. Those of its parent, whatever
+    // they were at, are left alone for good, for nothing can be said of their locks here.
+    void settle() {
+        if (getpid() == process) return;
+        const int threads = pool->threads();
+        (void)pool.release();
+        pool = std::make_unique<Pool>(threads);
+        process = getpid();
+    }
 
     const Kernels* kernels;
-    Pool pool;
+    pid_t process;
+    std::unique_ptr<Pool> pool;
     std::vector<Weight> weights;
     std::vector<const float*> vectors;
     std::vector<AprOp> ops;
@@ -353,15 +369,24 @@ struct Ahead {
     }
 };
 
+// Tokens of one sequence, one after the other; or (`positions` given) rows that are each a further
+// token of a sequence of their own, computed exactly as each would be alone.
 struct Pass {
     Model& m;
-    Cache* cache;
+    Cache* const* caches;
     const std::int32_t* ids;
     int count;
     std::int64_t past;
+    const std::int64_t* positions;
     const float* const* angles;
     float* logits;
     int last;
+
+    bool rows() const { return positions != nullptr; }
+    std::int64_t position(int t) const { return rows() ? positions[t] : past + t; }
+    const LayerCache& layer(int t, int layer) const {
+        return caches[rows() ? t : 0]->layers[layer];
+    }
 };
 
 // A token's experts and their weights, as apr/model/moe.py chooses them.
@@ -420,7 +445,7 @@ void walk(const Pass& p, int thread) {
     Model& m = p.m;
     const Kernels& k = *m.kernels;
     Private& own = m.own[thread];
-    const int threads = m.pool.threads();
+    const int threads = m.pool->threads();
     Activation current{};
     int columns = p.count;  // tokens that the current activation has
     Ahead ahead;
@@ -469,7 +494,7 @@ void walk(const Pass& p, int thread) {
                         if (op.f[0] != 0)
                             for (int i = 0; i < w.columns; ++i) x[i] *= op.f[0];
                         if (op.a[2] >= 0) {
-                            k.unpack_row(m.weights[op.a[2]], (int)(p.past + t), own.row);
+                            k.unpack_row(m.weights[op.a[2]], (int)p.position(t), own.row);
                             for (int i = 0; i < w.columns; ++i) x[i] += own.row[i];
                         }
                     }
@@ -484,7 +509,8 @@ void walk(const Pass& p, int thread) {
                 current.tokens = columns;
                 current.width = n;
                 current.padded = (n + 31) / 32 * 32;
-                const int wanted = columns > 8 ? op.a[6] : op.a[5];
+                current.apart = p.rows();
+                const int wanted = columns > 8 && !p.rows() ? op.a[6] : op.a[5];
                 const float* x = buffer(op.a[0]) + (std::size_t)skip * n;
                 const auto one = [&](int t) {
                     const float* from = x + (std::size_t)t * n;
@@ -501,7 +527,7 @@ void walk(const Pass& p, int thread) {
                     share(columns, 1, [&](int first, int c) {
                         for (int t = first; t < first + c; ++t) one(t);
                     });
-                    m.pool.barrier().wait();
+                    m.pool->barrier().wait();
                 }
                 break;
             }
@@ -551,10 +577,11 @@ void walk(const Pass& p, int thread) {
                 break;
             }
             case kStore: {
-                LayerCache& c = p.cache->layers[op.a[3]];
+                const LayerCache& shape = p.layer(0, op.a[3]);
+                const int kv_heads = shape.kv_heads, value_width = shape.value_width;
                 float *q = buffer(op.a[0]), *key = buffer(op.a[1]);
                 const float* value = buffer(op.a[2]);
-                const int heads = op.a[8], half = op.a[10], kw = c.key_width;
+                const int heads = op.a[8], half = op.a[10], kw = shape.key_width;
                 const float* cos = op.a[6] ? p.angles[2 * (op.a[6] - 1)] : nullptr;
                 const float* sin = op.a[6] ? p.angles[2 * (op.a[6] - 1) + 1] : nullptr;
                 const auto turn = [&](float* x, int t, int vector) {
@@ -564,7 +591,7 @@ void walk(const Pass& p, int thread) {
                         k.rope(x, cos + (std::size_t)t * half, sin + (std::size_t)t * half, half,
                                op.a[7] != 0);
                 };
-                const int per_token = heads + c.kv_heads;
+                const int per_token = heads + kv_heads;
                 share(p.count * per_token, p.count > 8 ? per_token : 2, [&](int first, int n) {
                     for (int i = first; i < first + n; ++i) {
                         const int t = i / per_token, h = i % per_token;
@@ -572,20 +599,35 @@ void walk(const Pass& p, int thread) {
                             turn(q + ((std::size_t)t * heads + h) * kw, t, op.a[4]);
                         } else {
                             const int g = h - heads;
-                            float* x = key + ((std::size_t)t * c.kv_heads + g) * kw;
+                            float* x = key + ((std::size_t)t * kv_heads + g) * kw;
                             turn(x, t, op.a[5]);
-                            k.cache_store(c, g, p.past + t, x,
-                                          value + ((std::size_t)t * c.kv_heads + g) * c.value_width);
+                            k.cache_store(p.layer(t, op.a[3]), g, p.position(t), x,
+                                          value + ((std::size_t)t * kv_heads + g) * value_width);
                         }
                     }
                 });
                 break;
             }
             case kAttend: {
-                const LayerCache& c = p.cache->layers[op.a[2]];
+                const LayerCache& c = p.layer(0, op.a[2]);
                 const int heads = op.a[5], group = heads / c.kv_heads;
                 const Attention a{heads, c.kv_heads, c.key_width, c.value_width, op.a[3],
                                   op.f[0], op.f[1], m.vector(op.a[4])};
+                if (p.rows()) {
+                    const int tiles = (group + 7) / 8, per_row = tiles * c.kv_heads;
+                    share(p.count * per_row, 1, [&](int first, int n) {
+                        for (int i = first; i < first + n; ++i) {
+                            const std::size_t t = i / per_row * heads;
+                            const int from = i % per_row / c.kv_heads * 8;
+                            k.attend(a, p.layer(i / per_row, op.a[2]), i % c.kv_heads,
+                                     p.position(i / per_row), from,
+                                     from + 8 < group ? from + 8 : group,
+                                     buffer(op.a[0]) + t * c.key_width,
+                                     buffer(op.a[1]) + t * c.value_width, own.scratch);
+                        }
+                    });
+                    break;
+                }
                 const int rows = p.count * group, tiles = (rows + 7) / 8;
                 share(tiles * c.kv_heads, 1, [&](int first, int n) {
                     for (int i = first; i < first + n; ++i) {
@@ -629,7 +671,7 @@ void walk(const Pass& p, int thread) {
                               &m.route_expert[(std::size_t)t * chosen],
                               &m.route_weight[(std::size_t)t * chosen]);
                 });
-                m.pool.barrier().wait();
+                m.pool->barrier().wait();
                 if (thread == 0) {  // sort the rows by expert, tokens in order
                     std::vector<int>& start = m.route_start;
                     start.assign(experts + 1, 0);
@@ -641,16 +683,17 @@ void walk(const Pass& p, int thread) {
                         m.route_token[m.route_place[i]] = i / chosen;
                     }
                 }
-                m.pool.barrier().wait();
+                m.pool->barrier().wait();
                 const Weight* weights = &m.weights[op.a[3]];
                 const auto every = [&](int type) {
-                    return k.forms(type, 1) | (p.count > 8 ? k.forms(type, 1 << 20) : 0);
+                    return k.forms(type, 1) | (p.count > 8 && !p.rows() ? k.forms(type, 1 << 20) : 0);
                 };
                 const auto spread = [&](const float* from, int width, int wanted, bool gathered) {
                     current = m.shared;
                     current.tokens = rows;
                     current.width = width;
                     current.padded = (width + 31) / 32 * 32;
+                    current.apart = p.rows();
                     share(rows, 1, [&](int first, int c) {
                         for (int r = first; r < first + c; ++r) {
                             const float* at =
@@ -663,7 +706,7 @@ void walk(const Pass& p, int thread) {
                             k.prepare(at, current, r, wanted);
                         }
                     });
-                    m.pool.barrier().wait();
+                    m.pool->barrier().wait();
                 };
                 const auto of_expert = [&](int e) {
                     const int first = m.route_start[e];
@@ -694,7 +737,7 @@ void walk(const Pass& p, int thread) {
                                  pieces - from < at_once ? pieces - from : at_once);
                         }
                     });
-                    m.pool.barrier().wait();
+                    m.pool->barrier().wait();
                 };
                 spread(x, n, every(weights[0].type) | every(weights[1].type), false);
                 float *gates = buffer(op.a[18]), *side = buffer(op.a[19]), *results = buffer(op.a[20]);
@@ -767,17 +810,17 @@ void walk(const Pass& p, int thread) {
                 break;
             }
             case kLatent: {
-                const LayerCache& c = p.cache->layers[op.a[1]];
+                const int key_width = p.layer(0, op.a[1]).key_width;
                 const int rank = op.a[3], half = op.a[6];
                 const float *cos = p.angles[2 * (op.a[4] - 1)], *sin = p.angles[2 * (op.a[4] - 1) + 1];
                 float* x = buffer(op.a[0]);
                 share(p.count, 1, [&](int first, int n) {
                     for (int t = first; t < first + n; ++t) {
-                        float* row = x + (std::size_t)t * c.key_width;
+                        float* row = x + (std::size_t)t * key_width;
                         k.norm(row, row, rank, m.vector(op.a[2]), nullptr, 1, op.f[0]);
                         k.rope(row + rank, cos + (std::size_t)t * half, sin + (std::size_t)t * half,
                                half, op.a[5] != 0);
-                        k.cache_store(c, 0, p.past + t, row, row);
+                        k.cache_store(p.layer(t, op.a[1]), 0, p.position(t), row, row);
                     }
                 });
                 break;
@@ -796,7 +839,7 @@ void walk(const Pass& p, int thread) {
         }
         if (!op.sync) continue;
         if (threads == 1 || p.count > 8 || m.next[index] < 0) {
-            m.pool.barrier().wait();
+            m.pool->barrier().wait();
             continue;
         }
         if (ahead_of != m.next[index]) {
@@ -811,15 +854,16 @@ void walk(const Pass& p, int thread) {
                 ahead.end = ahead.at + (all < kAhead ? all : kAhead);
             }
         }
-        m.pool.barrier().wait([&] { ahead(); });
+        m.pool->barrier().wait([&] { ahead(); });
     }
 }
 
 void run(const Pass& p) {
     Model& m = p.m;
+    m.settle();
     for (std::size_t i = 0; i < m.ops.size() * kStages; ++i)
         m.counters[i].store(0, std::memory_order_relaxed);
-    m.pool.run([&](int thread) { walk(p, thread); });
+    m.pool->run([&](int thread) { walk(p, thread); });
 }
 
 std::size_t element(int type) { return type == 0 ? 4 : type == 1 ? 2 : 1; }
@@ -852,9 +896,10 @@ int64_t apr_packed_bytes(int type, int64_t rows, int64_t columns) {
 
 void apr_pack(void* model, int type, int rows, int columns, const void* source, void* target) {
     Model& m = *static_cast<Model*>(model);
+    m.settle();
     const int blocks = (rows + 15) / 16;
     std::atomic<int> next{0};
-    m.pool.run([&](int) {
+    m.pool->run([&](int) {
         for (int first; (first = next.fetch_add(8)) < blocks;)
             apr::pack(type, rows, columns, static_cast<const std::uint8_t*>(source), first,
                       blocks - first < 8 ? blocks - first : 8, static_cast<std::uint8_t*>(target));
@@ -949,7 +994,16 @@ void apr_cache_free(void* cache) { delete static_cast<apr::Cache*>(cache); }
 void apr_run(void* model, void* cache, const int32_t* ids, int count, int64_t past,
              const float* const* angles, float* logits, int last) {
     Model& m = *static_cast<Model*>(model);
-    apr::run({m, static_cast<apr::Cache*>(cache), ids, count, past, angles, logits, last});
+    apr::Cache* const one = static_cast<apr::Cache*>(cache);
+    apr::run({m, &one, ids, count, past, nullptr, angles, logits, last});
+}
+
+void apr_run_rows(void* model, void* const* caches, const int64_t* positions, const int32_t* ids,
+                  int count, const float* const* angles, float* logits) {
+    Model& m = *static_cast<Model*>(model);
+    std::vector<apr::Cache*> own;
+    for (int i = 0; i < count; ++i) own.push_back(static_cast<apr::Cache*>(caches[i]));
+    apr::run({m, own.data(), ids, count, 0, positions, angles, logits, count});
 }
 
 void apr_unpack_row(void* model, int weight, int row, float* out) {
@@ -959,6 +1013,7 @@ void apr_unpack_row(void* model, int weight, int row, float* out) {
 
 void apr_matmul(void* model, int weight, const float* x, int tokens, float* out) {
     Model& m = *static_cast<Model*>(model);
+    m.settle();
     const apr::Weight& w = m.weights[weight];
     const int padded = (w.columns + 31) / 32 * 32;
     apr::Pages room(apr::activation_bytes(tokens, padded) + 4096);
@@ -971,7 +1026,7 @@ void apr_matmul(void* model, int weight, const float* x, int tokens, float* out)
     const int blocks = (w.rows + 15) / 16;
     std::atomic<int> next{0};
     const std::size_t bytes = apr::scratch_bytes(padded, 64);
-    m.pool.run([&](int) {
+    m.pool->run([&](int) {
         apr::Pages scratch(bytes);
         for (int first; (first = next.fetch_add(4)) < blocks;)
             m.kernels->matmul(w, a, first, blocks - first < 4 ? blocks - first : 4, out, w.rows,
@@ -981,10 +1036,11 @@ void apr_matmul(void* model, int weight, const float* x, int tokens, float* out)
 
 double apr_read_memory(void* model, const void* data, int64_t bytes) {
     Model& m = *static_cast<Model*>(model);
-    const int threads = m.pool.threads();
+    m.settle();
+    const int threads = m.pool->threads();
     std::atomic<std::uint64_t> sink{0};
     const auto start = std::chrono::steady_clock::now();
-    m.pool.run([&](int thread) {
+    m.pool->run([&](int thread) {
         typedef std::uint64_t words __attribute__((vector_size(64)));
         const std::uint8_t* p = static_cast<const std::uint8_t*>(data) + bytes / threads / 256 * 256 * thread;
         words a{}, b{}, c{}, d{};
