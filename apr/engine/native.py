@@ -25,7 +25,7 @@ from apr.formats.opened import OpenedModel
 from apr.mapped import release
 from apr.model.rotary import Rotary
 from apr.native.library import KernelSet, best_set, unavailable
-from apr.native.model import Arena, Cache, NativeModel, cache_bytes, packed_bytes
+from apr.native.model import Arena, Cache, NativeModel, address, cache_bytes, packed_bytes
 from apr.native.program import Part, Program, lacking
 
 _MOST = 256  # tokens of a pass; longer prompts go in pieces
@@ -49,6 +49,16 @@ class NativeSession(Session):
     def prefill(self, ids: Sequence[int]) -> Logits:
         """As `Session.prefill`."""
         logits: Logits = self.feed(ids, 1)[-1]
+        return logits
+
+    def decode(self, token_id: int) -> Logits:
+        """As `Session.decode`."""
+        past = self._length
+        logits = self._native.step(self._cache_native, token_id, past)
+        if logits is None:
+            return self.prefill([token_id])
+        self._length = past + 1
+        self._ids.append(token_id)
         return logits
 
     def feed(self, ids: Sequence[int], last: int) -> Logits:
@@ -115,6 +125,8 @@ class NativeEngine(Engine):
         self._rotary = Rotary(arch) if arch.position_embedding == "rotary" else None
         self._tables: tuple[npt.NDArray[np.float32] | None, ...] = (None,) * 4
         self._known = 0  # positions that the tables cover
+        self._ready = 0  # those at which a step needs nothing but them
+        self._bases, self._stride = (0,) * 4, 0  # where the tables lie, bytes of a row
         started = time.perf_counter()
         self._native = NativeModel(kernels, threads)
         packed = self._load(model)
@@ -260,6 +272,14 @@ class NativeEngine(Engine):
         """Refuse ids or lengths that the model does not take."""
         self._check(ids, past)
 
+    def step(self, cache: Cache, token: int, past: int) -> Logits | None:
+        """Logits `[vocab]` after one token at position `past`; None where that takes more than the
+        tables at hand, or the token is none.
+        """
+        if past < self._ready and 0 <= token < self.architecture.vocab_size:
+            return self._native.step(cache, token, past, self._bases, self._stride)
+        return None
+
     def compute(self, ids: Sequence[int], cache: Cache, past: int, last: int) -> Logits:
         """Logits after the `last` of `ids`, in passes of at most `_MOST` tokens."""
         numbers = np.array(ids, dtype=np.int32)
@@ -302,6 +322,10 @@ class NativeEngine(Engine):
         if needed > self._known:
             self._known = min(self.context, max(needed, 2 * self._known, 512))
             self._tables = self._angles(0, self._known)
+            if self._rotary is None or not self._rotary.forgets:
+                self._ready = self._known
+            self._bases = tuple(0 if t is None else address(t) for t in self._tables)
+            self._stride = 0 if self._tables[0] is None else self._tables[0].strides[0]
         return self._tables
 
     def _angles(self, past: int, count: int) -> tuple[npt.NDArray[np.float32] | None, ...]:

@@ -138,6 +138,9 @@ class NativeModel:
             raise InferenceError("kernels", f"the set {kernels.name} cannot run here")
         self._one_pass = threading.Lock()  # buffers are shared by all sequences
         self._process = os.getpid()
+        self._run = self._library.apr_run
+        self._step_token, self._step_angles = ctypes.c_int32(), (ctypes.c_void_p * 4)()
+        self._step_at = ctypes.addressof(self._step_token)
         self._alive: list[npt.NDArray[Any]] = []
         self.columns: list[tuple[int, int]] = []
         self.vocab = self.vector_bytes = 0
@@ -194,6 +197,25 @@ class NativeModel:
                 self.handle, cache.handle, address(ids), len(ids), past, _addresses(angles),
                 address(logits), last,
             )  # fmt: skip
+        return logits
+
+    def step(
+        self, cache: Cache, token: int, past: int, bases: Sequence[int], stride: int
+    ) -> Float32:
+        """Logits `[vocab]` after one token, as `run`; the tables of angles begin at `bases` and have
+        rows of `stride` bytes. As little Python as can be: when the weights have passed through, its
+        code is in none of the processor's caches any more.
+        """
+        logits = np.empty(self.vocab, dtype=np.float32)
+        at, angles = past * stride, self._step_angles
+        with self._turn():
+            self._step_token.value = token
+            for number, base in enumerate(bases):
+                if base:
+                    angles[number] = base + at
+            self._run(
+                self.handle, cache.handle, self._step_at, 1, past, angles, address(logits), 1
+            )
         return logits
 
     def run_rows(

@@ -83,6 +83,12 @@ class Barrier {
   public:
     explicit Barrier(int threads) : threads_(threads) {}
     void wait() {
+        wait([] { pause(); });
+    }
+    // Until all have come; `idle` is called again and again meanwhile and takes no time worth
+    // speaking of.
+    template <class F>
+    void wait(const F& idle) {
         if (threads_ == 1) return;
         const int phase = phase_.load(std::memory_order_relaxed);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
@@ -91,7 +97,7 @@ class Barrier {
             return;
         }
         for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
-            pause();
+            idle();
             if (spins > 1000) sched_yield();  // perhaps the other one has no processor: give it this one
         }
     }
@@ -214,6 +220,7 @@ enum Kind {
     kExpand = 13,
 };
 
+constexpr std::size_t kAhead = 256 << 10;  // bytes a waiting thread reads ahead, a part of its cache
 constexpr int kStages = 8;  // how often one operation may hand out work
 
 struct Cache {
@@ -227,6 +234,11 @@ struct Private {  // a thread's own: the activation of a single token, and room 
     std::uint8_t* scratch = nullptr;
     float* row = nullptr;
 };
+
+std::size_t piece_bytes(const Weight& w) {  // of 16 rows
+    const int bytes = float_bytes(w.type);
+    return bytes ? (std::size_t)16 * w.columns * bytes : row_block_bytes(w.type, w.columns);
+}
 
 std::size_t activation_bytes(std::size_t tokens, std::size_t padded) {
     const std::size_t tall = (tokens + 31) / 32 * 32;
@@ -274,6 +286,7 @@ struct Model {
     std::vector<Weight> weights;
     std::vector<const float*> vectors;
     std::vector<AprOp> ops;
+    std::vector<int> next;  // the product that follows an operation; -1: none, or experts come first
     std::vector<std::int32_t> widths;
     std::vector<float*> buffers;
     std::unique_ptr<Pages> memory;
@@ -318,6 +331,43 @@ void make_room(Model& m) {
     }
     m.widest = (int)padded;
 }
+
+// Pieces 0 to `pieces` for a product of one token: half of what is left goes to the threads in equal
+// parts, round after round, so that all end together. The first part of each thread is known
+// beforehand (what it will read can be fetched early); the others go to whoever comes.
+class Parts {
+  public:
+    Parts(int pieces, int threads) : pieces_(pieces), threads_(threads), size_(round()) {}
+    // Move on to the part of that number; false behind the last.
+    bool seek(int number) {
+        for (; number_ < number; ++number_) {
+            first_ += size_;
+            if ((number_ + 1) % threads_ == 0) size_ = round();
+        }
+        return first_ < pieces_;
+    }
+    int first() const { return first_; }
+    int count() const { return first_ + size_ < pieces_ ? size_ : pieces_ - first_; }
+
+  private:
+    int round() const {
+        const int n = (pieces_ - first_) / (2 * threads_);
+        return n < 1 ? 1 : n;
+    }
+    const int pieces_, threads_;
+    int number_ = 0, first_ = 0, size_;
+};
+
+// What a waiting thread reads meanwhile: the weights of its next product, into its own cache.
+struct Ahead {
+    const char* at = nullptr;
+    const char* end = nullptr;
+    void operator()() {
+        if (at >= end) return pause();
+        for (int i = 0; i < 4; ++i) __builtin_prefetch(at + 64 * i, 0, 2);
+        at += 256;
+    }
+};
 
 // Tokens of one sequence, one after the other; or (`positions` given) rows that are each a further
 // token of a sequence of their own, computed exactly as each would be alone.
@@ -398,6 +448,8 @@ void walk(const Pass& p, int thread) {
     const int threads = m.pool->threads();
     Activation current{};
     int columns = p.count;  // tokens that the current activation has
+    Ahead ahead;
+    int ahead_of = -1;
     const auto buffer = [&](int i) { return i < 0 ? p.logits : m.buffers[i]; };
     const auto width = [&](int i) { return (std::size_t)(i < 0 ? 0 : m.widths[i]); };
 
@@ -421,6 +473,15 @@ void walk(const Pass& p, int thread) {
         const auto chunk = [&](int pieces) {
             const int n = pieces / (threads * 6);
             return n < 1 ? 1 : n % 2 ? n + 1 : n;
+        };
+        const auto share_rows = [&](int rows, const auto& work) {
+            const int pieces = (rows + 15) / 16;
+            if (columns > 8 || threads == 1) return share(pieces, chunk(pieces), work);
+            std::atomic<int>& counter = m.counters[index * kStages + stage++];
+            Parts parts(pieces, threads);
+            for (int number = thread; parts.seek(number);
+                 number = threads + counter.fetch_add(1, std::memory_order_relaxed))
+                work(parts.first(), parts.count());
         };
         switch (op.kind) {
             case kEmbed: {
@@ -474,8 +535,7 @@ void walk(const Pass& p, int thread) {
                 const Weight& w = m.weights[op.a[0]];
                 const std::size_t stride = op.a[1] < 0 ? (std::size_t)w.rows : width(op.a[1]);
                 float* out = buffer(op.a[1]) + op.a[2];
-                const int pieces = (w.rows + 15) / 16;
-                share(pieces, chunk(pieces), [&](int first, int n) {
+                share_rows(w.rows, [&](int first, int n) {
                     k.matmul(w, current, first, n, out, (std::ptrdiff_t)stride, m.vector(op.a[3]),
                              op.a[4] != 0, own.scratch);
                 });
@@ -485,8 +545,7 @@ void walk(const Pass& p, int thread) {
                 const Weight &gate = m.weights[op.a[0]], &up = m.weights[op.a[1]];
                 float *out = buffer(op.a[2]), *side = buffer(op.a[6]);
                 const std::size_t stride = width(op.a[2]);
-                const int pieces = (gate.rows + 15) / 16;
-                share(pieces, chunk(pieces), [&](int first, int n) {
+                share_rows(gate.rows, [&](int first, int n) {
                     k.matmul(gate, current, first, n, out, (std::ptrdiff_t)stride,
                              m.vector(op.a[4]), false, own.scratch);
                     k.matmul(up, current, first, n, side, (std::ptrdiff_t)stride, m.vector(op.a[5]),
@@ -778,7 +837,24 @@ void walk(const Pass& p, int thread) {
                 break;
             }
         }
-        if (op.sync) m.pool->barrier().wait();
+        if (!op.sync) continue;
+        if (threads == 1 || p.count > 8 || m.next[index] < 0) {
+            m.pool->barrier().wait();
+            continue;
+        }
+        if (ahead_of != m.next[index]) {
+            ahead_of = m.next[index];
+            const Weight& w = m.weights[m.ops[ahead_of].a[0]];
+            Parts parts((w.rows + 15) / 16, threads);
+            ahead = Ahead{};
+            if (parts.seek(thread)) {
+                const std::size_t bytes = piece_bytes(w);
+                const std::size_t all = parts.count() * bytes;
+                ahead.at = (const char*)w.data + parts.first() * bytes;
+                ahead.end = ahead.at + (all < kAhead ? all : kAhead);
+            }
+        }
+        m.pool->barrier().wait([&] { ahead(); });
     }
 }
 
@@ -866,6 +942,12 @@ void apr_set_program(void* model, const AprOp* ops, int count, const int32_t* wi
         }
         m.ops[i].a[5] = few;
         m.ops[i].a[6] = many;
+    }
+    m.next.assign(count, -1);
+    for (int i = count - 2; i >= 0; --i) {
+        const int kind = m.ops[i + 1].kind;
+        if (kind == apr::kMatmul || kind == apr::kGated) m.next[i] = i + 1;
+        else if (kind != apr::kExperts) m.next[i] = m.next[i + 1];
     }
     apr::make_room(m);
 }
