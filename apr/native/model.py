@@ -213,9 +213,7 @@ class NativeModel:
             for number, base in enumerate(bases):
                 if base:
                     angles[number] = base + at
-            self._run(
-                self.handle, cache.handle, self._step_at, 1, past, angles, address(logits), 1
-            )
+            self._run(self.handle, cache.handle, self._step_at, 1, past, angles, address(logits), 1)
         return logits
 
     def run_rows(

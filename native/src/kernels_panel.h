@@ -75,11 +75,11 @@ APR_INLINE void panel_rows(const Weight& w, int row, int padded, std::uint16_t* 
             if constexpr (T == BF16) {
                 top[r] = raw;
             } else {
-                const f32x16 a = quiet((f32x16)_mm512_cvtph_ps(_mm512_castsi512_si256(raw)));
-                const f32x16 b =
-                    quiet((f32x16)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(raw, 1)));
+                const f32x16 a = (f32x16)_mm512_cvtph_ps(_mm512_castsi512_si256(raw));
+                const f32x16 b = (f32x16)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(raw, 1));
                 const u32x16 ta = rounded_bf16(a), tb = rounded_bf16(b);
-                const u32x16 la = rounded_bf16(a - as_float(ta)), lb = rounded_bf16(b - as_float(tb));
+                // Of a half's 11 bits no more than 3 are left: nothing to round, and NaN stays NaN.
+                const u32x16 la = as_bits(a - as_float(ta)), lb = as_bits(b - as_float(tb));
                 top[r] = _mm512_inserti64x4(
                     _mm512_castsi256_si512((__m256i)__builtin_convertvector(ta >> 16, u16x16)),
                     (__m256i)__builtin_convertvector(tb >> 16, u16x16), 1);
