@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import torch
 
-from apr import receipt
+from apr import receipt, rope
 from apr.architecture import Architecture
 from apr.device import pick_device
 from apr.engine import loop
@@ -76,6 +76,25 @@ class Engine:
     def session(self) -> Session:
         """A new, empty sequence."""
         return Session(self)
+
+    def speculation_refusal(self, *, greedy: bool) -> str:
+        """Why `Session.verify` cannot be had here, or the same tokens not be promised; "" if all
+        is well. `greedy`: the most likely token is all that is asked of the logits.
+        """
+        if not self.plan.engine.startswith("torch"):
+            return f"{self.plan.engine} cannot check several tokens exactly"
+        if self.dtype != torch.float32:
+            name = str(self.dtype).removeprefix("torch.")
+            return f"several tokens at once round otherwise in {name}; float32 or the CPU kernels"
+        if not greedy:
+            return "with sampling or penalties it needs the CPU kernels"
+        return self.changing_angles()
+
+    def changing_angles(self) -> str:
+        """Why nothing can be taken back from a cache; "" if it can."""
+        kind = (self.architecture.rope_scaling or {}).get("rope_type")
+        changing = kind in rope.BY_LENGTH
+        return f"the angles of rope_type {kind} change with the length" if changing else ""
 
     def decode_batch(self, sessions: Sequence[Session], ids: Sequence[int]) -> Logits:
         """Process one further token of each session in one step; logits `[sessions, vocab]`.
@@ -182,7 +201,7 @@ class Engine:
         lookup = None
         if speculate is not None:
             lookup = PromptLookup(speculate)
-            refusal = session.speculation_refusal(greedy=sampler.greedy)
+            refusal = self.speculation_refusal(greedy=sampler.greedy)
             if refusal:
                 raise FeatureUnavailable("speculation", refusal, "leave it off")
         writing = Writing(

@@ -94,20 +94,12 @@ class NativeSession(Session):
         """Its keys and values."""
         return self._cache_native
 
-    def speculation_refusal(self, *, greedy: bool) -> str:
-        """As `Session.speculation_refusal`; sampling is no reason: the logits are the same bits."""
-        return self._changing_angles()
-
-    def reset(self) -> None:
-        """As `Session.reset`."""
-        self._length, self._ids = 0, []
-
     def rewind(self, length: int) -> bool:
         """As `Session.rewind`; a layer with a window may have lost what it would have to see."""
         engine = self._native
-        if length > self._length or self._changing_angles():
+        if length > self._length or (length and engine.changing_angles()):
             return False
-        if not engine.holds(length, self._length):
+        if length and not engine.holds(length, self._length):
             return False
         self._length = length
         del self._ids[length:]
@@ -242,6 +234,10 @@ class NativeEngine(Engine):
         for session, id in zip(own, ids, strict=True):
             session.advance([id])
         return logits
+
+    def speculation_refusal(self, *, greedy: bool) -> str:
+        """As `Engine.speculation_refusal`; sampling is no reason: the logits are the same bits."""
+        return self.changing_angles()
 
     def forgets(self, past: int, new: int) -> bool:
         """As `Engine.forgets`."""
