@@ -16,14 +16,14 @@ import torch
 
 from apr import receipt, rope
 from apr.architecture import Architecture
-from apr.device import pick_device
+from apr.device import pick_device, require_memory
 from apr.engine import loop
 from apr.engine.generation import Generation
 from apr.engine.loop import Writing
 from apr.engine.plan import Plan, choose_dtype, stored_types
 from apr.engine.sampling import Sampler, Sampling
 from apr.engine.streaming import TextStream
-from apr.engine.weights import build
+from apr.engine.weights import build, needed_bytes
 from apr.errors import AprError, FeatureUnavailable, InferenceError, StrPath, UsageError
 from apr.formats.opened import OpenedModel
 from apr.model import costs
@@ -154,6 +154,10 @@ class Engine:
         """Bytes of the cache for one position, all layers."""
         return costs.cache_bytes_per_token(self.architecture, self.dtype.itemsize)
 
+    def cache_bytes(self, positions: int) -> int:
+        """Bytes of the cache for so many positions of a sequence."""
+        return int(positions * self.cache_bytes_per_token)
+
     def synchronize(self) -> None:
         """Wait until the device has done all it was given (before a clock is read)."""
         if self.device.type == "cuda":
@@ -223,12 +227,14 @@ class Engine:
             UsageError: a sampling setting is outside its range.
             GenerationStopped: Ctrl-C came; it carries what there was.
         """
+        room = loop.room(self.context, len(prompt_ids), max_tokens)
+        self._require_cache([len(prompt_ids)], max_tokens, 0 if session is None else session.length)
         session = self.session() if session is None else session
         writing = Writing(
             prompt_ids,
             Sampler(**sampling),
             cached=session.length,
-            room=loop.room(self.context, len(prompt_ids), max_tokens),
+            room=room,
             bounded=max_tokens is not None,
             stops=frozenset(self.stop_ids if stop_ids is None else stop_ids),
             on_token=on_token,
@@ -258,6 +264,7 @@ class Engine:
         settings: list[Sampling] = [{**sampling, "seed": first + n} for n in range(len(prompts))]
         stops = frozenset(self.stop_ids if stop_ids is None else stop_ids)
         rooms = [loop.room(self.context, len(prompt), max_tokens) for prompt in prompts]
+        self._require_cache([len(prompt) for prompt in prompts], max_tokens)
         sessions = [self.session() for _ in prompts]
         writings = [
             Writing(
@@ -282,6 +289,19 @@ class Engine:
     def stop_ids(self) -> tuple[int, ...]:
         """The tokenizer's end-of-text ids; none without a tokenizer."""
         return self.tokenizer.eos_token_ids if self.tokenizer is not None else ()
+
+    def _require_cache(
+        self, prompts: Sequence[int], max_tokens: int | None, cached: int = 0
+    ) -> None:
+        """Refuse what the cache has no memory for: prompts and what was asked to follow them."""
+        positions = [prompt + (max_tokens or 1) - 1 for prompt in prompts]
+        require_memory(
+            "cache",
+            f"{sum(positions):,} positions need",
+            sum(map(self.cache_bytes, positions)) - (self.cache_bytes(cached) if cached else 0),
+            "use a shorter prompt or fewer tokens, or on the CPU --cache int8",
+            self.device,
+        )
 
     def _check(self, ids: Sequence[int], past: int) -> None:
         if len(ids) == 0:
@@ -394,6 +414,13 @@ def load(
             )
     chosen, reason = choose_dtype(opened.tensors.values(), place, dtype)
     reason = "; ".join(part for part in (reason, refusal) if part)
+    require_memory(
+        opened.path,
+        f"its weights in {str(chosen).removeprefix('torch.')} need",
+        needed_bytes(opened, chosen),
+        "use a smaller --dtype or another device, or free memory",
+        place,
+    )
     decoder, mapped = build(opened, place, chosen)
     name = str(chosen).removeprefix("torch.")
     plan = Plan(

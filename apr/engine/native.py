@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +15,11 @@ import torch
 
 from apr import receipt, rope
 from apr.architecture import FULL, SLIDING
+from apr.device import require_memory
 from apr.dtypes import DTYPES
 from apr.engine.engine import Engine, Logits, Session
 from apr.engine.plan import Plan, stored_types
-from apr.errors import FeatureUnavailable, InferenceError
+from apr.errors import FeatureUnavailable
 from apr.formats.opened import OpenedModel
 from apr.mapped import release
 from apr.model.rotary import Rotary
@@ -214,6 +214,12 @@ class NativeEngine(Engine):
             sizes.append(cache_bytes(layers, self._cache_kind))
         return (sizes[1] - sizes[0]) / _BLOCK
 
+    def cache_bytes(self, positions: int) -> int:
+        """As `Engine.cache_bytes`; a layer with a window holds no more than that."""
+        layers = self._layers.copy()
+        layers[:, 3] = np.minimum(layers[:, 3], -(-positions // _BLOCK) + 1)
+        return cache_bytes(layers, self._cache_kind)
+
     def synchronize(self) -> None:
         """Nothing to wait for: a pass is over when it returns."""
 
@@ -290,26 +296,15 @@ def load_native(
         )
     main = next(iter(stored_types(model.tensors.values())))
     kind = cache or ("float32" if main == "F32" else "float16")
-    need = sum(
-        packed_bytes(t.dtype, *t.shape) or 0 for t in model.tensors.values() if len(t.shape) == 2
+    require_memory(
+        model.path, "its weights need", weight_bytes(model), "quantize the model, or free memory"
     )
-    free = _available_bytes()
-    if free is not None and need > free:
-        raise InferenceError(
-            model.path,
-            f"its packed weights need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free: "
-            f"{(need - free) / 1e9:.1f} GB are missing",
-            "quantize the model, or free memory",
-        )
     return NativeEngine(model, chosen, threads or torch.get_num_threads(), kind)
 
 
-def _available_bytes() -> int | None:
-    try:
-        with Path("/proc/meminfo").open(encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        return None
-    return None
+def weight_bytes(model: OpenedModel) -> int:
+    """Bytes of the weights in memory, packed or as they are mapped."""
+    return sum(
+        (packed_bytes(t.dtype, *t.shape) if len(t.shape) == 2 else 0) or t.nbytes
+        for t in model.tensors.values()
+    )
