@@ -163,4 +163,5 @@ def complete(
         )
     except GenerationStopped as stopped:
         generation = stopped.generations[0]
+    notes = [*model.notes, *notes]
     return Completion(str(model.path), ids, generation, settings, engine.plan.to_json(), notes)

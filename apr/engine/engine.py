@@ -372,13 +372,14 @@ def load(
         dtype: `float32`, `bfloat16`, `float16`; None or `auto` follows `apr.engine.plan`'s rule.
         threads: CPU threads for all of torch in this process; None leaves the setting.
         kernels: `torch`; `native` for the best set of CPU kernels, or a set by its name (`amx`,
-            `avx512`, `avx2`, `portable`); None takes the CPU kernels where they compute the
-            model, on the CPU and without a dtype asked for, else torch; the plan says which.
+            `avx512`, `avx2`, `portable`); None takes the CPU kernels on the CPU where no dtype is
+            asked for, and torch where they were not built; the plan says which.
         cache: `float32`, `float16` or `int8` for keys and values (CPU kernels); None: as the
             weights are stored, but no smaller than 16 bits.
 
     Raises:
-        UsageError, FeatureUnavailable: see `pick_device`, `pick_dtype`, `load_native`.
+        UsageError, FeatureUnavailable: see `pick_device`, `pick_dtype`, `load_native`; a type that
+            the kernels do not have is an error, PyTorch decodes it where it is asked for by name.
         ModelLoadError: the tensors are not those that the architecture needs.
         InferenceError: the weights do not fit.
         NotFound, InvalidFormat: the path cannot be opened.
@@ -401,11 +402,11 @@ def load(
     opened.check_tensors()
     refusal = check_kernels(kernels, place, dtype, cache)
     if refusal is None:
-        from apr.engine.native import load_native, why_not
+        from apr.engine import native
 
-        refusal = why_not(opened) if kernels is None else ""
+        refusal = native.missing() if kernels is None else ""
         if not refusal:
-            return load_native(
+            return native.load_native(
                 opened, None if kernels in (None, "native") else kernels, threads, cache
             )
         if cache is not None:

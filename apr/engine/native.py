@@ -273,9 +273,9 @@ def _activations(model: OpenedModel, kernels: KernelSet) -> str:
     return "float32, prompts bfloat16" if half and pairs else "float32"
 
 
-def why_not(model: OpenedModel) -> str:
-    """Why the CPU kernels cannot run this model here; "" if they can."""
-    return unavailable() or lacking(model.architecture, model.tensors)
+def missing() -> str:
+    """Why the CPU kernels cannot be used here; "" if they can."""
+    return unavailable()
 
 
 def load_native(
@@ -289,10 +289,10 @@ def load_native(
         InferenceError: the memory does not suffice.
     """
     chosen = best_set(name)
-    missing = lacking(model.architecture, model.tensors)
-    if missing:
+    lack = lacking(model.architecture, model.tensors)
+    if lack:
         raise FeatureUnavailable(
-            "native kernels", missing, "ask for PyTorch's by name: --kernels torch"
+            "native kernels", lack, "ask for PyTorch's by name: --kernels torch"
         )
     main = next(iter(stored_types(model.tensors.values())))
     kind = cache or ("float32" if main == "F32" else "float16")
