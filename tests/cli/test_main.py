@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,15 @@ def test_json_stays_json_when_the_verb_fails():
     out = apr("inspect", "no-such-file.apr", "--json")
     assert out.returncode == 3
     assert json.loads(out.stdout)["error"]["exit_code"] == 3
+
+
+def test_a_receipt_names_the_command_as_it_can_be_typed(monkeypatch):
+    from apr import receipt
+
+    for program, name in ((Path(receipt.__file__).with_name("__main__.py"), "apr"),
+                          ("/usr/bin/apr", "apr"), ("/other/__main__.py", "__main__.py")):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", [str(program), "eval", "a b.gguf"])
+        assert receipt.command_line() == f"{name} eval 'a b.gguf'"
 
 
 def test_version_is_printed():
