@@ -63,8 +63,8 @@ def test_json_stays_json_when_the_verb_fails():
 def test_a_receipt_names_the_command_as_it_can_be_typed(monkeypatch):
     from apr import receipt
 
-    for program, name in ((Path(receipt.__file__).with_name("__main__.py"), "apr"),
-                          ("/usr/bin/apr", "apr"), ("/other/__main__.py", "__main__.py")):  # fmt: skip
+    module = Path(receipt.__file__).with_name("__main__.py")
+    for program, name in ((module, "apr"), ("/bin/apr", "apr"), ("/x/__main__.py", "__main__.py")):
         monkeypatch.setattr(sys, "argv", [str(program), "eval", "a b.gguf"])
         assert receipt.command_line() == f"{name} eval 'a b.gguf'"
 
