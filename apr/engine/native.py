@@ -126,7 +126,8 @@ class NativeEngine(Engine):
         self._tables: tuple[npt.NDArray[np.float32] | None, ...] = (None,) * 4
         self._known = 0  # positions that the tables cover
         self._ready = 0  # those at which a step needs nothing but them
-        self._bases, self._stride = (0,) * 4, 0  # where the tables lie, bytes of a row
+        self._bases: tuple[int, ...] = (0,) * 4  # where the tables lie
+        self._stride = 0  # bytes of a row
         started = time.perf_counter()
         self._native = NativeModel(kernels, threads)
         packed = self._load(model)
