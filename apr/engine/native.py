@@ -30,6 +30,7 @@ from apr.native.program import Part, Program, lacking
 
 _MOST = 256  # tokens of a pass; longer prompts go in pieces
 _BLOCK = 16  # positions
+_PIECE = 8 << 20  # bytes of the file packed at a time
 
 
 class NativeSession(Session):
@@ -179,8 +180,15 @@ class NativeEngine(Engine):
                 self._mapped += stored.nbytes
                 return native.add_weight(tensor.dtype, part.rows, columns, stored)
             packed = arena.take(size)
-            native.pack(tensor.dtype, part.rows, columns, stored, packed)
-            release(stored)
+            # Piece by piece: of the file's pages only as many are held at once.
+            pieces = max(1, stored.nbytes // _PIECE)
+            step = -(-part.rows // pieces // 16) * 16 or part.rows
+            for first in range(0, part.rows, step):
+                rows = min(step, part.rows - first)
+                source = stored[first * row : (first + rows) * row]
+                at = first // 16 * (size // -(-part.rows // 16))
+                native.pack(tensor.dtype, rows, columns, source, packed[at:])
+                release(source)
             packed_total += size
             return native.add_weight(tensor.dtype, part.rows, columns, packed)
 
