@@ -14,7 +14,7 @@ import torch
 
 from apr import receipt, rope
 from apr.architecture import Architecture
-from apr.device import pick_device
+from apr.device import pick_device, require_memory
 from apr.engine import loop
 from apr.engine.generation import Generation
 from apr.engine.loop import Writing
@@ -23,7 +23,7 @@ from apr.engine.sampling import Sampler, Sampling
 from apr.engine.session import Logits, Session
 from apr.engine.speculation import PromptLookup
 from apr.engine.streaming import TextStream
-from apr.engine.weights import build
+from apr.engine.weights import build, needed_bytes
 from apr.errors import AprError, FeatureUnavailable, InferenceError, StrPath, UsageError
 from apr.formats.opened import OpenedModel
 from apr.model import costs
@@ -119,6 +119,10 @@ class Engine:
         """Bytes of the cache for one position, all layers."""
         return costs.cache_bytes_per_token(self.architecture, self.dtype.itemsize)
 
+    def cache_bytes(self, positions: int) -> int:
+        """Bytes of the cache for so many positions of a sequence."""
+        return int(positions * self.cache_bytes_per_token)
+
     def synchronize(self) -> None:
         """Wait until the device has done all it was given (before a clock is read)."""
         if self.device.type == "cuda":
@@ -196,6 +200,8 @@ class Engine:
             UsageError: a sampling setting is outside its range.
             GenerationStopped: Ctrl-C came; it carries what there was.
         """
+        room = loop.room(self.context, len(prompt_ids), max_tokens, keep)
+        self._require_cache([len(prompt_ids)], max_tokens, 0 if session is None else session.length)
         session = self.session() if session is None else session
         sampler = Sampler(**sampling)
         lookup = None
@@ -208,7 +214,7 @@ class Engine:
             prompt_ids,
             sampler,
             cached=session.length,
-            room=loop.room(self.context, len(prompt_ids), max_tokens, keep),
+            room=room,
             bounded=max_tokens is not None,
             stops=frozenset(self.stop_ids if stop_ids is None else stop_ids),
             on_token=on_token,
@@ -240,6 +246,7 @@ class Engine:
         settings: list[Sampling] = [{**sampling, "seed": first + n} for n in range(len(prompts))]
         stops = frozenset(self.stop_ids if stop_ids is None else stop_ids)
         rooms = [loop.room(self.context, len(prompt), max_tokens) for prompt in prompts]
+        self._require_cache([len(prompt) for prompt in prompts], max_tokens)
         sessions = [self.session() for _ in prompts]
         writings = [
             Writing(
@@ -264,6 +271,19 @@ class Engine:
     def stop_ids(self) -> tuple[int, ...]:
         """The tokenizer's end-of-text ids; none without a tokenizer."""
         return self.tokenizer.eos_token_ids if self.tokenizer is not None else ()
+
+    def _require_cache(
+        self, prompts: Sequence[int], max_tokens: int | None, cached: int = 0
+    ) -> None:
+        """Refuse what the cache has no memory for: prompts and what was asked to follow them."""
+        positions = [min(self.context, prompt + (max_tokens or 1) - 1) for prompt in prompts]
+        require_memory(
+            "cache",
+            f"{sum(positions):,} positions need",
+            sum(map(self.cache_bytes, positions)) - (self.cache_bytes(cached) if cached else 0),
+            "use a shorter prompt or fewer tokens, or on the CPU --cache int8",
+            self.device,
+        )
 
     def _check(self, ids: Sequence[int], past: int) -> None:
         if len(ids) == 0:
@@ -334,13 +354,14 @@ def load(
         dtype: `float32`, `bfloat16`, `float16`; None or `auto` follows `apr.engine.plan`'s rule.
         threads: CPU threads for all of torch in this process; None leaves the setting.
         kernels: `torch`; `native` for the best set of CPU kernels, or a set by its name (`amx`,
-            `avx512`, `avx2`, `portable`); None takes the CPU kernels where they compute the
-            model, on the CPU and without a dtype asked for, else torch; the plan says which.
+            `avx512`, `avx2`, `portable`); None takes the CPU kernels on the CPU where no dtype is
+            asked for, and torch where they were not built; the plan says which.
         cache: `float32`, `float16` or `int8` for keys and values (CPU kernels); None: as the
             weights are stored, but no smaller than 16 bits.
 
     Raises:
-        UsageError, FeatureUnavailable: see `pick_device`, `pick_dtype`, `load_native`.
+        UsageError, FeatureUnavailable: see `pick_device`, `pick_dtype`, `load_native`; a type that
+            the kernels do not have is an error, PyTorch decodes it where it is asked for by name.
         ModelLoadError: the tensors are not those that the architecture needs.
         InferenceError: the weights do not fit.
         NotFound, InvalidFormat: the path cannot be opened.
@@ -363,11 +384,11 @@ def load(
     opened.check_tensors()
     refusal = check_kernels(kernels, place, dtype, cache)
     if refusal is None:
-        from apr.engine.native import load_native, why_not
+        from apr.engine import native
 
-        refusal = why_not(opened) if kernels is None else ""
+        refusal = native.missing() if kernels is None else ""
         if not refusal:
-            return load_native(
+            return native.load_native(
                 opened, None if kernels in (None, "native") else kernels, threads, cache
             )
         if cache is not None:
@@ -376,6 +397,13 @@ def load(
             )
     chosen, reason = choose_dtype(opened.tensors.values(), place, dtype)
     reason = "; ".join(part for part in (reason, refusal) if part)
+    require_memory(
+        opened.path,
+        f"its weights in {str(chosen).removeprefix('torch.')} need",
+        needed_bytes(opened, chosen),
+        "use a smaller --dtype or another device, or free memory",
+        place,
+    )
     decoder, mapped = build(opened, place, chosen)
     name = str(chosen).removeprefix("torch.")
     plan = Plan(
