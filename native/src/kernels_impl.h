@@ -402,7 +402,7 @@ APR_INLINE float load_weight(const std::uint8_t* p) {
     }
 }
 
-// R rows times N tokens, float32 throughout; out[n * R + r].
+// R rows, `row_bytes` apart, times N tokens, float32 throughout; out[n * R + r].
 template <int T, int R, int N>
 APR_INLINE void dot_rows(const std::uint8_t* rows, std::size_t row_bytes, const Activation& a,
                          int token, float* out) {
@@ -482,12 +482,15 @@ APR_INLINE void few_rows(const Weight& w, const Activation& a, int token, int fi
         float* p = target.out + (token + t) * target.stride + r;
         *p = v + (target.bias ? target.bias[r] : 0.0f) + (target.add ? *p : 0.0f);
     };
-    for (; row + 4 <= end; row += 4) {
+    // Four streams far from each other, each of rows one after the other, as in few_packed.
+    const int each = (end - row) / 4;
+    for (int i = 0; i < each; ++i) {
         float out[4 * N];
-        dot_rows<T, 4, N>(w.data + row * bytes, bytes, a, token, out);
+        dot_rows<T, 4, N>(w.data + (row + i) * bytes, each * bytes, a, token, out);
         for (int t = 0; t < N; ++t)
-            for (int r = 0; r < 4; ++r) one(row + r, t, out[t * 4 + r]);
+            for (int r = 0; r < 4; ++r) one(row + i + r * each, t, out[t * 4 + r]);
     }
+    row += 4 * each;
     for (; row < end; ++row) {
         float out[N];
         dot_rows<T, 1, N>(w.data + row * bytes, bytes, a, token, out);
