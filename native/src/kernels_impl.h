@@ -331,7 +331,7 @@ APR_INLINE i32x16 dot4(i32x16 acc, u8x64 w, const std::int8_t* a) {
 constexpr int kFetch = 2048;
 constexpr int kStreams = 4;
 
-// B blocks of 16 packed rows times N tokens in 8 bits; out[b * N + n] holds a row in each lane.
+// B blocks of 16 packed rows, `bytes` apart, times N tokens in 8 bits; out[b * N + n] holds a row in each lane.
 // Several blocks at once are several streams from memory: more reads are under way.
 template <int T, int N, int B>
 APR_INLINE void dot_blocks(const std::uint8_t* block, std::size_t bytes, const Activation& a,
@@ -458,13 +458,15 @@ template <int T, int N>
 APR_INLINE void few_packed(const Weight& w, const Activation& a, int token, int first, int count,
                            const Target& target, std::size_t bytes) {
     constexpr int B = N == 1 ? kStreams : 1;
-    int b = first;
-    for (; b + B <= first + count; b += B) {
+    const int each = count / B;
+    for (int i = first; i < first + each; ++i) {
         f32x16 out[B * N];
-        dot_blocks<T, N, B>(w.data + b * bytes, bytes, a, token, out);
-        for (int i = 0; i < B; ++i)
-            for (int n = 0; n < N; ++n) put(target, token + n, 16 * (b + i), out[i * N + n]);
+        dot_blocks<T, N, B>(w.data + i * bytes, each * bytes, a, token, out);
+        for (int b = 0; b < B; ++b)
+            for (int n = 0; n < N; ++n)
+                put(target, token + n, 16 * (i + b * each), out[b * N + n]);
     }
+    int b = first + B * each;
     for (; b < first + count; ++b) {
         f32x16 out[N];
         dot_blocks<T, N, 1>(w.data + b * bytes, bytes, a, token, out);
