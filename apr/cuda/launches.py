@@ -17,7 +17,25 @@ from apr.cuda.pages import PAGE, Pool
 from apr.cuda.stored import Planes
 
 FEW = 8  # tokens that one launch of a matrix-vector product takes
-_MANY_ROWS = 16 * 264  # two programs of 16 rows for each of 132 processors
+
+
+@dataclass
+class Shapes:
+    """Sizes of a product's programs. Tests through the interpreter, which pays by the program, take
+    larger ones.
+
+    `rows` of a weight, `tall` where there are `many` of them (two such programs for each of 132
+    processors); `plain`, `blocks`: numbers (words) that a program holds at once.
+    """
+
+    rows: int = 4
+    tall: int = 16
+    many: int = 16 * 264
+    plain: int = 4096
+    blocks: int = 2048
+
+
+SHAPES = Shapes()
 
 
 @dataclass(frozen=True)
@@ -38,8 +56,8 @@ def power(number: int, least: int = 1) -> int:
 def _block_shape(weight: Planes, batch: int, *, both: bool) -> tuple[int, int]:
     """Rows and spans of a program's tile for a block type."""
     assert weight.kind is not None
-    rows = 16 if weight.rows >= _MANY_ROWS else 4
-    most = 2048 // (batch * weight.kind.words * (2 if both else 1))
+    rows = SHAPES.tall if weight.rows >= SHAPES.many else SHAPES.rows
+    most = SHAPES.blocks // (batch * weight.kind.words * (2 if both else 1))
     rows = max(1, min(rows, most))
     spans = max(1, min(64 // rows, most // rows, power(weight.spans)))
     return rows, spans
@@ -89,9 +107,9 @@ def matvec(
         biases = (x if bias is None else bias, x if up_bias is None else up_bias)
         other = weight if up is None else up
         if weight.kind is None:
-            rows = 4
+            rows = SHAPES.rows
             most = power(weight.columns)
-            columns = max(16, min(most, 4096 // (batch * rows * (1 if up is None else 2))))
+            columns = max(16, min(most, SHAPES.plain // (batch * rows * (1 if up is None else 2))))
             products.matvec_plain[(-(-weight.rows // rows),)](
                 part, part.stride(0), count, gain, eps, weight.matrix, other.matrix, *biases,
                 target, target.stride(0), weight.rows, weight.columns,
@@ -217,7 +235,8 @@ def attend(q: Tensor, out: Tensor, at: Heads, places: Places) -> None:
     size, group, splits = pool.head_dim, at.heads // pool.kv_heads, places.splits
     wide = power(size, 16)
     rows = places.per_sequence * group
-    tile = 16 if rows <= 16 else 32 if rows <= 32 else 64
+    # Wide heads in float32 fill the shared memory.
+    tile = 16 if rows <= 16 or base.dtype == torch.float32 else 32 if rows <= 32 else 64
     part = stats = out
     if splits > 1:
         lines = q.shape[0] * at.heads * splits

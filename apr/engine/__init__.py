@@ -1,7 +1,7 @@
 """Inference: prefill, decode, KV cache, sampling and streaming, behind one face.
 
-On the CPU by the kernels of `apr.native`; on a GPU, and where they do not compute a model, by plain
-PyTorch over `apr.model.decoder`, behind the same functions.
+On the CPU by the kernels of `apr.native`, on a GPU by those of `apr.cuda`; where they do not compute
+a model, by plain PyTorch over `apr.model.decoder`, behind the same functions.
 What really runs (device, kernels, dtypes, threads) is in `Engine.plan` and nowhere guessed.
 """
 

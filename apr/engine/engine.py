@@ -305,7 +305,8 @@ class Engine:
 def check_kernels(
     kernels: str | None, place: torch.device, dtype: str | None, cache: str | None
 ) -> str | None:
-    """None if the CPU kernels are to be tried; else why torch computes ("" where it was asked for).
+    """None if the device's own kernels are to be tried (`apr.native`'s on a CPU, `apr.cuda`'s on
+    CUDA); else why torch computes ("" where it was asked for).
 
     Raises:
         UsageError: what was asked for does not go together.
@@ -315,21 +316,29 @@ def check_kernels(
         dtype = None
     if cache is not None and cache not in ("float32", "float16", "int8"):
         raise UsageError("cache", f"{cache!r} is unknown", "there are float32, float16 and int8")
-    if kernels == "torch" or (kernels is None and (place.type != "cpu" or dtype is not None)):
+    own = place.type in ("cpu", "cuda")
+    if kernels == "torch" or (kernels is None and (not own or dtype is not None)):
         if cache is not None:
             raise UsageError(
                 "cache", f"{cache} was asked for, torch keeps the cache in the model's dtype",
-                "leave it out, or use the CPU kernels",
+                "leave it out, or use the CPU's or CUDA's kernels",
             )  # fmt: skip
         return ""
-    if place.type != "cpu":
-        raise UsageError("kernels", f"{kernels} are for the CPU, the device is {place}")
+    if kernels is not None and (kernels == "cuda") != (place.type == "cuda"):
+        wanted = "a CUDA device" if kernels == "cuda" else "the CPU"
+        raise UsageError("kernels", f"{kernels} are for {wanted}, the device is {place}")
     if dtype is not None:
         raise UsageError(
-            "dtype", f"{dtype} was asked for, the CPU kernels compute on the stored types",
-            "leave --dtype out, or add --kernels torch",
+            "dtype", f"{dtype} was asked for, the {'CUDA' if kernels == 'cuda' else 'CPU'} kernels "
+            "compute on the stored types", "leave --dtype out, or add --kernels torch",
         )  # fmt: skip
-    if kernels is not None:
+    if kernels == "cuda":
+        from apr import cuda
+
+        missing = cuda.unavailable()
+        if missing:
+            raise FeatureUnavailable("cuda kernels", missing, "or write --kernels torch")
+    elif kernels is not None:
         from apr.native import best_set
 
         best_set(None if kernels == "native" else kernels)
@@ -352,13 +361,14 @@ def load(
         dtype: `float32`, `bfloat16`, `float16`; None or `auto` follows `apr.engine.plan`'s rule.
         threads: CPU threads for all of torch in this process; None leaves the setting.
         kernels: `torch`; `native` for the best set of CPU kernels, or a set by its name (`amx`,
-            `avx512`, `avx2`, `portable`); None takes the CPU kernels where they compute the
-            model, on the CPU and without a dtype asked for, else torch; the plan says which.
-        cache: `float32`, `float16` or `int8` for keys and values (CPU kernels); None: as the
-            weights are stored, but no smaller than 16 bits.
+            `avx512`, `avx2`, `portable`); `cuda` for the kernels of a CUDA device; None takes the
+            device's own where they compute the model and no dtype is asked for, else torch; the
+            plan says which.
+        cache: `float32`, `float16` or (CPU kernels) `int8` for keys and values, not with torch;
+            None: as the weights are stored, but no smaller than 16 bits.
 
     Raises:
-        UsageError, FeatureUnavailable: see `pick_device`, `pick_dtype`, `load_native`.
+        UsageError, FeatureUnavailable: see `pick_device`, `pick_dtype`, `load_native`, `load_cuda`.
         ModelLoadError: the tensors are not those that the architecture needs.
         InferenceError: the weights do not fit.
         NotFound, InvalidFormat: the path cannot be opened.
@@ -381,16 +391,12 @@ def load(
     opened.check_tensors()
     refusal = check_kernels(kernels, place, dtype, cache)
     if refusal is None:
-        from apr.engine.native import load_native, why_not
-
-        refusal = why_not(opened) if kernels is None else ""
-        if not refusal:
-            return load_native(
-                opened, None if kernels in (None, "native") else kernels, threads, cache
-            )
+        own, refusal = _on_own_kernels(opened, place, threads, kernels, cache)
+        if own is not None:
+            return own
         if cache is not None:
             raise FeatureUnavailable(
-                "cache", f"{cache} was asked for, only the CPU kernels have it: {refusal}"
+                "cache", f"{cache} was asked for, torch has no choice of it: {refusal}"
             )
     chosen, reason = choose_dtype(opened.tensors.values(), place, dtype)
     reason = "; ".join(part for part in (reason, refusal) if part)
@@ -413,3 +419,22 @@ def load(
         reason=reason,
     )
     return Engine(opened, decoder, plan)
+
+
+def _on_own_kernels(
+    model: OpenedModel, place: torch.device, threads: int | None, kernels: str | None,
+    cache: str | None,
+) -> tuple[Engine | None, str]:  # fmt: skip
+    """The engine on the device's own kernels; or None and why, where none were asked for."""
+    if place.type == "cuda":
+        from apr.engine import cuda
+
+        refusal = cuda.why_not(model) if kernels is None else ""
+        return (None, refusal) if refusal else (cuda.load_cuda(model, place, cache), "")
+    from apr.engine.native import load_native, why_not
+
+    refusal = why_not(model) if kernels is None else ""
+    if refusal:
+        return None, refusal
+    name = None if kernels in (None, "native") else kernels
+    return load_native(model, name, threads, cache), ""
