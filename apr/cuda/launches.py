@@ -25,7 +25,8 @@ class Shapes:
     larger ones.
 
     `rows` of a weight, `tall` where there are `many` of them (two such programs for each of 132
-    processors); `plain`, `blocks`: numbers (words) that a program holds at once.
+    processors); `plain`, `blocks`: numbers (words) that a program holds at once; `unpacked`: rows
+    that one unpacks.
     """
 
     rows: int = 4
@@ -33,6 +34,7 @@ class Shapes:
     many: int = 16 * 264
     plain: int = 4096
     blocks: int = 2048
+    unpacked: int = 1
 
 
 SHAPES = Shapes()
@@ -143,11 +145,11 @@ def unpack(
             COLUMNS=width, ADD=add, num_warps=4,
         )  # fmt: skip
         return
-    spans = min(2048 // weight.kind.span, power(weight.spans))
-    products.unpack_blocks[(count, -(-weight.spans // spans))](
-        out if ids is None else ids, out, out.stride(0), factor, first, *_planes(weight),
+    spans, rows = min(2048 // weight.kind.span, power(weight.spans)), SHAPES.unpacked
+    products.unpack_blocks[(-(-count // rows), -(-weight.spans // spans))](
+        out if ids is None else ids, out, out.stride(0), factor, first, count, *_planes(weight),
         weight.columns, weight.spans,
-        SPANS=spans, CHOSEN=ids is not None, ADD=add, **_constants(weight), num_warps=4,
+        ROWS=rows, SPANS=spans, CHOSEN=ids is not None, ADD=add, **_constants(weight), num_warps=4,
     )  # fmt: skip
 
 

@@ -227,35 +227,37 @@ def _finish(y, y2, bias, bias2, out, out_stride, row, there, token, count, GATED
 
 @triton.jit
 def unpack_blocks(
-    ids, out, out_stride, factor, first, low, high, scales, minima, supers, columns, spans,
-    SPANS: tl.constexpr, SPAN: tl.constexpr, WORDS: tl.constexpr, STEPS: tl.constexpr,
-    LOW: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr, SCALING: tl.constexpr,
-    PER: tl.constexpr, CHOSEN: tl.constexpr, ADD: tl.constexpr,
+    ids, out, out_stride, factor, first, count, low, high, scales, minima, supers, columns, spans,
+    ROWS: tl.constexpr, SPANS: tl.constexpr, SPAN: tl.constexpr, WORDS: tl.constexpr,
+    STEPS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, ZERO: tl.constexpr,
+    SCALING: tl.constexpr, PER: tl.constexpr, CHOSEN: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """Rows of a block type, times a factor: those of `ids` (CHOSEN), else from `first` on."""
-    number = tl.program_id(0)
+    """`count` rows of a block type, times a factor: those of `ids` (CHOSEN), else from `first`."""
+    number = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    there = number < count
     source = number + first
     if CHOSEN:
-        source = tl.load(ids + number)
-    at = source.to(tl.int64) + tl.zeros((1, 1), dtype=tl.int64)
+        source = tl.load(ids + number, mask=there, other=0)
+    at = source.to(tl.int64)[:, None]
     span = tl.program_id(1) * SPANS + tl.arange(0, SPANS)
     word = tl.arange(0, WORDS)
-    inside = (span < spans)[None, :]
+    inside = there[:, None] & (span < spans)[None, :]
     place = at[:, :, None] * (spans * WORDS) + (span[:, None] * WORDS + word[None, :])[None]
     words = tl.load(low + place, mask=inside[:, :, None], other=0)
     upper = words
     if HIGH > 0:
         upper = tl.load(high + place, mask=inside[:, :, None], other=0)
-    target = out + number.to(tl.int64) * out_stride
+    target = out + number.to(tl.int64)[:, None, None] * out_stride
     for i in tl.static_range(STEPS):
         k = (span[:, None] * SPAN + i * WORDS + word[None, :])[None]
+        mask = there[:, None, None] & (k < columns)
         q = _codes(words, upper, i, LOW, HIGH, ZERO, SCALING)
         w = _scaled(q, scales, minima, supers, at, spans, span[None, :], inside, i, STEPS, PER,
                     SCALING)  # fmt: skip
         w = w * factor
         if ADD:
-            w = w + tl.load(target + k, mask=k < columns, other=0.0).to(tl.float32)
-        tl.store(target + k, w, mask=k < columns)
+            w = w + tl.load(target + k, mask=mask, other=0.0).to(tl.float32)
+        tl.store(target + k, w, mask=mask)
 
 
 @triton.jit
