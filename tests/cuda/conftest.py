@@ -8,7 +8,7 @@ import pytest
 from apr import cuda
 
 if importlib.util.find_spec("triton") is None:
-    collect_ignore = ["test_products.py", "test_families.py", "test_engine.py"]
+    collect_ignore = []
 
 
 def pytest_collection_modifyitems(items):
