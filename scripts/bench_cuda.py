@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure the CUDA engine: decode tok/s and its share of the memory's limit, prefill's of bf16 peak.
+"""Measure the CUDA engine: decode and its share of the memory's limit, prefill's of bf16 peak.
 
     python scripts/bench_cuda.py [--case 0.5b-BF16 ...] [--steps 128] [--prompt 2048] [--json FILE]
 
@@ -180,7 +180,7 @@ def _looked_up(engine: CudaEngine) -> int:
 
 
 def _multiplied(model: OpenedModel) -> int:
-    """Elements that every token of a prompt is multiplied with: all matrices but embedding, head."""
+    """Elements that each token of a prompt meets: all matrices but embedding and head."""
     return sum(
         t.num_elements for name, t in model.tensors.items()
         if len(t.shape) == 2 and "embed_tokens" not in name and "lm_head" not in name
@@ -206,7 +206,8 @@ def main() -> int:
         shares = " ".join(f"{k}={v:.2f}" for k, v in row.items() if "share" in k)
         print(
             f"{case:10} decode {row['decode_wall_tok_s']:8.1f} tok/s (graph "
-            f"{row['decode_graph_tok_s']:8.1f}), prefill {row['prefill_tok_s']:9.0f} tok/s {shares}",
+            f"{row['decode_graph_tok_s']:8.1f}), prefill {row['prefill_tok_s']:9.0f} tok/s "
+            f"{shares}",
             flush=True,
         )
         gc.collect()

@@ -90,9 +90,7 @@ def attend(
             total = total * shrink + tl.exp(sink - new_top)
             acc = acc * shrink[:, None]
         acc = acc / tl.where(there, total, 1.0)[:, None]
-        tl.store(
-            out + token[:, None] * out_stride + head[:, None] * D + d[None, :], acc, mask=both
-        )
+        tl.store(out + token[:, None] * out_stride + head[:, None] * D + d[None, :], acc, mask=both)
     else:
         line = (token * (KV_HEADS * GROUP) + head) * SPLITS + split
         tl.store(part + line[:, None] * D + d[None, :], acc, mask=both)

@@ -1,8 +1,8 @@
 """CUDA graphs of decode steps: recorded once for each shape of a step, then replayed.
 
-Purpose: the one place where a step on a GPU and a step on a CPU differ. Promise: the first step of a
-shape runs as it is (Triton compiles what is new), the second is recorded, later ones are one launch.
-On a CPU every step runs as it is.
+Purpose: the one place where a step on a GPU and a step on a CPU differ. Promise: the first step of
+a shape runs as it is (Triton compiles what is new), the second is recorded, later ones are one
+launch. On a CPU every step runs as it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Graphs:
         run more than once for one call.
         """
         graph = self._graphs.get(key)
-        if graph is None and key not in self._seen or not self._records:
+        if (graph is None and key not in self._seen) or not self._records:
             self._seen.add(key)
             step()
             return

@@ -1,6 +1,6 @@
 """A model on the device: its weights placed, its steps run over a pass' buffers.
 
-Purpose: walk through the plan's steps, a few tokens by matrix-vector kernels (what a graph records),
+Purpose: walk through the plan's steps: a few tokens by matrix-vector kernels, which graphs record,
 many by cuBLAS over the stored matrices. Promise: no step waits for the host, and none allocates
 anything that outlives it; what is read is device memory that stays where it is.
 """
@@ -18,7 +18,18 @@ from apr.architecture import Architecture
 from apr.cuda import launches, plan, stored
 from apr.cuda.launches import Norm, Places
 from apr.cuda.pages import Pool
-from apr.cuda.plan import Act, Attend, Embed, Fill, Gated, Normalise, Place, Planner, Product, Softcap
+from apr.cuda.plan import (
+    Act,
+    Attend,
+    Embed,
+    Fill,
+    Gated,
+    Normalise,
+    Place,
+    Planner,
+    Product,
+    Softcap,
+)
 from apr.cuda.stored import Planes
 from apr.tensors import Tensor as Stored
 
@@ -65,10 +76,8 @@ class CudaModel:
         # weights that most products read.
         kinds = [self._computed(s.weight) for s in self.steps if isinstance(s, Product)]
         self.wide = max(kinds, key=kinds.count)
-        sizes = [
-            w.rows * w.columns for s in self.steps for w in _weights(s) if w.kind is not None
-        ]
-        room = min(max(sizes), max(_SCRATCH, max(w.columns for w in self._all()))) if sizes else 0
+        sizes = [w.rows * w.columns for s in self.steps for w in _weights(s) if w.kind is not None]
+        room = min(max(sizes), max(_SCRATCH, *(w.columns for w in self._all()))) if sizes else 0
         self._scratch = torch.empty(room, dtype=blocks, device=device)
 
     @property

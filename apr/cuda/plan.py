@@ -164,9 +164,7 @@ class Planner:
             elif kind == kinds.NORM:
                 norm = self._norm(a[1], a[2], a[4], f[0])
                 assert norm is not None and a[7] == 1
-                steps.append(
-                    Normalise(self._places[a[0]], norm, self._places[a[5]], bool(a[6]))
-                )
+                steps.append(Normalise(self._places[a[0]], norm, self._places[a[5]], bool(a[6])))
             elif kind == kinds.STORE:
                 taken = 2
                 steps.append(self._attend(a, f, *ops[at + 1][1:]))
@@ -275,7 +273,9 @@ class Planner:
         if fields[0][1] != LOGITS:
             places = [self._places[a[1]] for a in fields]
             target = Place(places[0].buffer, places[0].column, sum(p.width for p in places))
-        return Product(source, weight, target, self._bias([a[3] for a in fields]), bool(fields[0][4]))
+        return Product(
+            source, weight, target, self._bias([a[3] for a in fields]), bool(fields[0][4])
+        )
 
     def _gated(self, source: Source, a: list[int]) -> Gated:
         both = self._plane(a[0], a[1]) if self._alike(a[0], a[1]) else None
@@ -285,9 +285,7 @@ class Planner:
             self._places[a[6]], (biases[0], biases[1]), a[3],
         )  # fmt: skip
 
-    def _attend(
-        self, a: list[int], f: list[float], b: list[int], g: list[float]
-    ) -> Attend:
+    def _attend(self, a: list[int], f: list[float], b: list[int], g: list[float]) -> Attend:
         layer = a[3]
         number = next(n for n, pool in enumerate(self.pools) if pool.slots[layer] >= 0)
         norms = [None if n < 0 else self._vectors[n] for n in (a[4], a[5])]

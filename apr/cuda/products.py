@@ -112,7 +112,7 @@ def matvec_blocks(
     PER: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr, ACT: tl.constexpr,
     BIAS: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """out = weights of a block type times `count` <= BATCH activations, after a norm of these.
+    """Out = weights of a block type times `count` <= BATCH activations, after a norm of these.
 
     One program: ROWS rows of the weight, all of their spans, SPANS at a time.
     """

@@ -111,7 +111,7 @@ def gated(
     gate, gate_stride, up, up_stride, out, out_stride, width, WIDTH: tl.constexpr,
     ACT: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
-    """out = act(gate) * up, or act(gate) alone."""
+    """Out = act(gate) * up, or act(gate) alone."""
     token = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     mask = i < width

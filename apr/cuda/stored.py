@@ -2,8 +2,8 @@
 
 Purpose: the one place that knows how each block type is laid out in a file and on the GPU. Promise:
 packing loses nothing (scales keep their stored type, codes their bits), and takes the file's bytes
-but for Q4_K (+2.8 %), Q5_K (+2.3 %), TQ1_0 (kept as TQ2_0, +22 %), MXFP4 and rows that are filled up
-to 128 elements. Layouts of the files: ggml-common.h; what they mean: ggml-quants.c.
+but for Q4_K (+2.8 %), Q5_K (+2.3 %), TQ1_0 (kept as TQ2_0, +22 %) and rows that are filled up to
+128 elements. Layouts of the files: ggml-common.h; what they mean: ggml-quants.c.
 
 On the GPU a row is cut into spans of 128 elements. Word j of the 16 of a span holds, in its i-th
 bits, the code of element 16 i + j: so all threads do the same thing at step i, read weights in 16
@@ -180,7 +180,9 @@ def _joined(steps: Tensor, bits: int, start: int) -> Tensor:
     kind = {4: torch.int32, 2: torch.int16, 1: torch.uint8}[bits]
     # Wrapped by hand: what a cast does with numbers out of range is nobody's promise.
     top = 1 << (8 * kind.itemsize)
-    return words.to(kind) if bits == 1 else torch.where(words >= top // 2, words - top, words).to(kind)
+    return (
+        words.to(kind) if bits == 1 else torch.where(words >= top // 2, words - top, words).to(kind)
+    )
 
 
 _Read = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -194,7 +196,7 @@ def _half(blocks: Tensor, start: int, count: int = 1) -> Tensor:
 
 def _nibbles(found: Tensor, width: int) -> Tensor:
     """Low halves of each `width` bytes, then their high ones; `[..., 2 * bytes]`."""
-    groups = found.unflatten(-1, (-1, width))
+    groups = found.reshape(*found.shape[:-1], -1, width)
     return torch.stack((groups & 15, groups >> 4), dim=-2).flatten(-3)
 
 
@@ -202,6 +204,11 @@ def _bits(found: Tensor, bits: int, shifts: range) -> Tensor:
     """`[..., shifts, bytes]`: the bits of every byte from each shift on."""
     mask = (1 << bits) - 1
     return torch.stack([(found >> shift) & mask for shift in shifts], dim=-2)
+
+
+def _halves(found: Tensor) -> Tensor:
+    """64 bytes of each block as `[..., 2, 32]`."""
+    return found.reshape(*found.shape[:-1], 2, 32)
 
 
 def _fifth(blocks: Tensor, start: int) -> Tensor:
@@ -236,8 +243,10 @@ def _six_bit(found: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _four_k(blocks: Tensor) -> _Read:
-    return _nibbles(blocks[..., 16:144], 32).flatten(1), *_six_bit(blocks[..., 4:16]), _half(
-        blocks, 0, 2
+    return (
+        _nibbles(blocks[..., 16:144], 32).flatten(1),
+        *_six_bit(blocks[..., 4:16]),
+        _half(blocks, 0, 2),
     )
 
 
@@ -249,7 +258,7 @@ def _five_k(blocks: Tensor) -> _Read:
 
 def _six_k(blocks: Tensor) -> _Read:
     low = _nibbles(blocks[..., 0:128], 64)
-    high = _bits(blocks[..., 128:192].unflatten(-1, (2, 32)), 2, range(0, 8, 2)).flatten(-3)
+    high = _bits(_halves(blocks[..., 128:192]), 2, range(0, 8, 2)).flatten(-3)
     scales = blocks[..., 192:208].contiguous().view(torch.int8).flatten(1)
     return (low | (high << 4)).flatten(1), scales, None, _half(blocks, 208)
 
@@ -259,7 +268,7 @@ def _mxfp4(blocks: Tensor) -> _Read:
 
 
 def _two(blocks: Tensor) -> _Read:
-    codes = _bits(blocks[..., 0:64].unflatten(-1, (2, 32)), 2, range(0, 8, 2))
+    codes = _bits(_halves(blocks[..., 0:64]), 2, range(0, 8, 2))
     return codes.flatten(1), None, None, _half(blocks, 64)
 
 
@@ -271,7 +280,11 @@ def _ternary(blocks: Tensor) -> _Read:
         return torch.stack(parts, dim=-2).flatten(-2)
 
     codes = torch.cat(
-        (digits(blocks[..., 0:32], 5), digits(blocks[..., 32:48], 5), digits(blocks[..., 48:52], 4)),
+        (
+            digits(blocks[..., 0:32], 5),
+            digits(blocks[..., 32:48], 5),
+            digits(blocks[..., 48:52], 4),
+        ),
         dim=-1,
     )
     return codes.flatten(1), None, None, _half(blocks, 52)

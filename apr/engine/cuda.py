@@ -1,8 +1,8 @@
 """The engine on the CUDA kernels: weights as they are stored, a decode step in one graph.
 
-Purpose: `Engine` over `apr.cuda`. Promise: no second copy of a weight, no wait for the device within
-a step, one copy of the logits after it; what the kernels do not compute is refused, never done
-elsewhere quietly. Sequences share the pages of one cache, so that a batch is one step.
+Purpose: `Engine` over `apr.cuda`. Promise: no second copy of a weight, no wait for the device
+within a step, one copy of the logits after it; what the kernels do not compute is refused, never
+done elsewhere quietly. Sequences share the pages of one cache, so that a batch is one step.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class CudaSession(Session):
 class CudaEngine(Engine):
     """A model on the CUDA kernels. Made by `apr.engine.load`.
 
-    On a CPU device it runs through Triton's interpreter, for tests alone. `blocks`: what block types
-    are unpacked to for prompts. `fill` puts weights in their places.
+    On a CPU device it runs through Triton's interpreter, for tests alone. `blocks`: what block
+    types are unpacked to for prompts. `fill` puts weights in their places.
     """
 
     def __init__(

@@ -87,9 +87,7 @@ class Slot:
             Places(self._device[1], turn, self._tables[pool], self.count, self.rows, split)
             for pool, split in enumerate(splits)
         ]
-        return Pass(
-            self._device[0], places, angles, self.buffers, self.logits, self.few, fresh
-        )
+        return Pass(self._device[0], places, angles, self.buffers, self.logits, self.few, fresh)
 
     def result(self) -> npt.NDArray[np.float32]:
         """The logits on the host, `[tokens, vocab]`: the one wait of a step."""

@@ -23,7 +23,9 @@ def large_programs(monkeypatch):
     """The interpreter takes milliseconds for a program, whatever its size."""
     from apr.cuda import launches
 
-    shapes = launches.Shapes(rows=512, tall=512, many=512, plain=1 << 20, blocks=1 << 16, unpacked=64)
+    shapes = launches.Shapes(
+        rows=512, tall=512, many=512, plain=1 << 20, blocks=1 << 16, unpacked=64
+    )
     monkeypatch.setattr(launches, "SHAPES", shapes)
 
 

@@ -1,4 +1,4 @@
-"""The CUDA engine, interpreted, against torch's: caches, pages, batches, rewinding, stored types."""
+"""The CUDA engine, interpreted, against torch's: caches, pages, batches, stored types."""
 
 import dataclasses
 
@@ -8,12 +8,12 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from apr import engine as engines  # noqa: E402
-from apr.dtypes import DTYPES  # noqa: E402
-from apr.engine.cuda import CudaEngine, load_cuda, why_not  # noqa: E402
-from apr.errors import FeatureUnavailable, UsageError  # noqa: E402
-from apr.formats.opened import OpenedModel  # noqa: E402
-from apr.tensors import Tensor, from_torch  # noqa: E402
+from apr import engine as engines
+from apr.dtypes import DTYPES
+from apr.engine.cuda import CudaEngine, load_cuda, why_not
+from apr.errors import FeatureUnavailable, UsageError
+from apr.formats.opened import OpenedModel
+from apr.tensors import Tensor, from_torch
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("large_programs")

@@ -11,8 +11,8 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 pytest.importorskip("transformers")
 
-from apr.engine.cuda import CudaEngine, why_not  # noqa: E402
-from apr.formats import open_model  # noqa: E402
+from apr.engine.cuda import CudaEngine, why_not
+from apr.formats import open_model
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "parity.py"
 _spec = importlib.util.spec_from_file_location("parity", SCRIPT)

@@ -1,4 +1,4 @@
-"""The CUDA kernels on a real GPU, against PyTorch's path; graphs are used, nothing waits in them."""
+"""The CUDA kernels on a real GPU against PyTorch's path; graphs are used, none of them waits."""
 
 import dataclasses
 
@@ -8,10 +8,10 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from apr import engine as engines  # noqa: E402
-from apr.dtypes import DTYPES  # noqa: E402
-from apr.engine.cuda import CudaEngine, load_cuda  # noqa: E402
-from apr.tensors import Tensor, from_torch  # noqa: E402
+from apr import engine as engines
+from apr.dtypes import DTYPES
+from apr.engine.cuda import CudaEngine, load_cuda
+from apr.tensors import Tensor, from_torch
 
 pytestmark = [
     pytest.mark.gpu,
