@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 
 __all__ = ["interpreted", "unavailable"]
 
@@ -23,4 +24,7 @@ def unavailable() -> str:
     """Why Triton's kernels cannot run in this process; "" if they can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (it comes with CUDA builds of torch: `pip install triton`)"
+    named = [os.environ["CC"]] if "CC" in os.environ else ["cc", "gcc", "clang"]
+    if not interpreted() and not any(shutil.which(name) for name in named):
+        return f"triton needs a C compiler, there is no {' or '.join(named)}"
     return ""

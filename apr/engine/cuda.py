@@ -37,6 +37,7 @@ _MOST = 2048  # tokens of a pass; longer prompts go in pieces
 _FEW = 8  # tokens of a sequence that are a step, not a prompt
 _FIRST_ANGLES = 4096
 _MOST_SPLITS = 64
+_OLDEST = (8, 0)  # compute capability: bfloat16 products
 _CACHES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -320,8 +321,13 @@ class CudaEngine(Engine):
                 ) from error
 
 
-def why_not(model: OpenedModel) -> str:
-    """Why the CUDA kernels cannot run this model here; "" if they can."""
+def why_not(model: OpenedModel, device: torch.device) -> str:
+    """Why the CUDA kernels cannot run this model on this device; "" if they can."""
+    if device.type == "cuda":
+        found = torch.cuda.get_device_capability(device)
+        if found < _OLDEST:
+            number, least = (f"{major}.{minor}" for major, minor in (found, _OLDEST))
+            return f"no kernels for compute capability {number} (at least {least})"
     return cuda.unavailable() or support.lacking(model.architecture, model.tensors)
 
 
@@ -332,7 +338,7 @@ def load_cuda(model: OpenedModel, device: torch.device, cache: str | None) -> Cu
         FeatureUnavailable: Triton is missing, or there is no kernel for the model or the cache.
         InferenceError: the memory of the device does not suffice.
     """
-    missing = why_not(model)
+    missing = why_not(model, device)
     if missing:
         raise FeatureUnavailable(
             "cuda kernels", missing, "ask for PyTorch's by name: --kernels torch"

@@ -115,7 +115,7 @@ def load(
             return own
         if cache is not None:
             raise FeatureUnavailable(
-                "cache", f"{cache} was asked for, torch has no choice of it: {refusal}"
+                "cache", f"{cache} was asked for, only the device's own kernels have it: {refusal}"
             )
     chosen, reason = choose_dtype(opened.tensors.values(), place, dtype)
     reason = "; ".join(part for part in (reason, refusal) if part)
@@ -148,7 +148,7 @@ def _on_own_kernels(
     if place.type == "cuda":
         from apr.engine import cuda
 
-        refusal = cuda.why_not(model) if kernels is None else ""
+        refusal = cuda.why_not(model, place) if kernels is None else ""
         return (None, refusal) if refusal else (cuda.load_cuda(model, place, cache), "")
     from apr.engine.native import load_native, why_not
 

@@ -159,9 +159,9 @@ def test_generating_a_batch_gives_what_each_prompt_gives_alone(build):
     assert [one.ids for one in together] == [one.ids for one in alone]
 
 
-def test_what_is_not_computed_is_refused_by_name(build):
+def test_what_is_not_computed_is_refused_by_name(build, monkeypatch):
     model = build()
-    assert why_not(model) == ""
+    assert why_not(model, CPU) == ""
     experts = dataclasses.replace(
         model, architecture=dataclasses.replace(model.architecture, num_experts=4)
     )
@@ -175,5 +175,13 @@ def test_what_is_not_computed_is_refused_by_name(build):
         load_cuda(dataclasses.replace(model, tensors=tensors), CPU, None)
     with pytest.raises(FeatureUnavailable, match="none of int8"):
         load_cuda(model, CPU, "int8")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FeatureUnavailable, match=r"triton is not installed.*--kernels torch"):
+        load_cuda(model, CPU, None)
+    monkeypatch.undo()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(FeatureUnavailable, match="needs a C compiler, there is no no-such-comp"):
+        load_cuda(model, CPU, None)
     with pytest.raises(UsageError, match="cuda are for a CUDA device, the device is cpu"):
         engines.load(model, device="cpu", kernels="cuda")
