@@ -220,6 +220,9 @@ def _native(case: Case, row: Row, opened: Any, prompt: list[int], theirs: Any) -
         )
         if not far <= OURS:
             row.problems.append(f"kernels {kernels.name} differ by {far:.1e}")
+        batched = _batched(loaded, prompt, first)
+        if batched != 0.0:
+            row.problems.append(f"a batch on {kernels.name} is not its sequences: {batched:.1e}")
         found.append(far)
     row.kernels = max(found)
 

@@ -94,6 +94,7 @@ def measure(
                         ),
                         depth=test.depth,
                         batch=test.batch,
+                        speculation=getattr(work[i], "speculation", None),
                     )
                 )
     except AprError:

@@ -45,6 +45,7 @@ class Row:
     """One test: `pp128` is a prompt of 128 tokens in one pass, `tg64` 64 single decode steps.
 
     `tokens` counts those of all `batch` sequences. `bytes_per_token` 0: not known (a peer's).
+    `speculation`: what became of guessed tokens in the last run; None where none were asked for.
     """
 
     test: str
@@ -58,6 +59,7 @@ class Row:
     time_to_first_token: Samples | None = None
     depth: int = 0
     batch: int = 1
+    speculation: Mapping[str, int] | None = None
 
     @property
     def is_decode(self) -> bool:
@@ -94,6 +96,8 @@ class Row:
         """Share of the memory bandwidth that streaming weights and cache takes (decode only)."""
         if not self.is_decode or self.bandwidth is None or not self.bytes_per_token:
             return None
+        if self.speculation is not None:  # a pass streams them for several tokens
+            return None
         return self.bytes_per_token * self.tokens_per_second / self.bandwidth.bytes_per_second
 
     @property
@@ -111,6 +115,7 @@ class Row:
             "tokens": self.tokens,
             "depth": self.depth,
             "batch": self.batch,
+            "speculation": None if self.speculation is None else dict(self.speculation),
             "repetitions": len(self.samples.seconds),
             "tokens_per_second": self.tokens_per_second,
             "mean_tokens_per_second": statistics.fmean(self.rates),

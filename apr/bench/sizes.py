@@ -14,7 +14,8 @@ DEFAULT_PROMPT, DEFAULT_DECODE, DEFAULT_REPETITIONS = 512, 128, 5
 @dataclass(frozen=True)
 class Test:
     """One test: `kind` is pp (a prompt in one pass) or tg (decode steps); `tokens` of each of
-    `batch` sequences, after `depth` tokens that are not timed.
+    `batch` sequences, after `depth` tokens that are not timed; where these are a `text`, it is
+    continued, with up to `speculate` guessed tokens a pass.
     """
 
     __test__ = False  # no test for pytest
@@ -22,10 +23,17 @@ class Test:
     tokens: int
     depth: int = 0
     batch: int = 1
+    text: tuple[int, ...] = ()
+    speculate: int | None = None
 
     @property
     def name(self) -> str:
-        """`pp512`, `tg128@d512` (at depth 512), `tg128x4` (four sequences)."""
+        """`pp512`, `tg128@d512` (at depth 512), `tg128x4` (four sequences), `tg128@text` (after a
+        text), `tg128@text+8` (with up to 8 guesses).
+        """
+        if self.text:
+            guesses = f"+{self.speculate}" if self.speculate else ""
+            return f"{self.kind}{self.tokens}@text{guesses}"
         batch = f"x{self.batch}" if self.batch > 1 else ""
         return f"{self.kind}{self.tokens}{batch}" + (f"@d{self.depth}" if self.depth else "")
 
@@ -71,6 +79,32 @@ def check(sizes: Sizes, floor: float | None) -> Sizes:
         if not (math.isfinite(floor) and floor > 0):
             raise UsageError("--floor", f"{floor} is no speed", "write tokens per second above 0")
     return trimmed
+
+
+def continuing(
+    text: tuple[int, ...], speculate: int, decodes: tuple[int, ...] | None, context: int
+) -> list[Test]:
+    """A text continued by as many tokens as the decode tests have steps, without guesses and with.
+
+    Raises:
+        UsageError: it does not fit into the context, or guesses are out of range.
+    """
+    from apr.engine.speculation import check_most
+
+    check_most(speculate)
+    out = []
+    for tokens in decodes or (DEFAULT_DECODE,):
+        if not text or len(text) + tokens > context:
+            raise UsageError(
+                "--text",
+                f"its {len(text)} tokens and {tokens} more do not fit into the context of "
+                f"{context} tokens"
+                if text
+                else "has no tokens",
+                "give another text, or a smaller -n",
+            )
+        out += [Test("tg", tokens, len(text), 1, text, most) for most in (None, speculate)]
+    return out
 
 
 def plan(sizes: Sizes, context: int) -> tuple[list[Test], list[str]]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from apr.bench import memory
 from apr.bench import peer as peers
-from apr.bench.measure import Progress, measure
+from apr.bench.measure import Progress, Work, measure
 from apr.bench.record import Comparison, Floor, Ratio, Record, Row
-from apr.bench.sizes import Sizes, Test, check, plan
-from apr.bench.workload import Workload
+from apr.bench.sizes import Sizes, Test, check, continuing, plan
+from apr.bench.workload import Continuation, Workload
 from apr.errors import StrPath, UsageError
 from apr.receipt import file_sha256, receipt
 
@@ -41,6 +41,8 @@ def run(
     kernels: str | None = None,
     cache: str | None = None,
     floor: float | None = None,
+    speculate: int | None = None,
+    text: str | None = None,
     progress: Progress | None = None,
 ) -> Record:
     """Measure one file.
@@ -54,6 +56,8 @@ def run(
         kernels: likewise.
         cache: likewise.
         floor: decode speed to hold the median against, tokens per second.
+        speculate: also continue `text`, without guesses and with up to so many a pass.
+        text: what is continued then; a real one, for random tokens repeat nothing.
         progress: called with a line before each step.
 
     Raises:
@@ -64,6 +68,9 @@ def run(
     sizes = check(sizes or Sizes(), floor)
     loaded = _load(path, (device, dtype, threads, kernels, cache), progress)
     tests = _tests([loaded], sizes)
+    if speculate is not None:
+        ids = tuple(loaded.model.require_tokenizer().encode(text or ""))
+        tests += continuing(ids, speculate, sizes.decodes, loaded.engine.context)
     rows = measure(
         [loaded.engine], tests, [lambda t: _work(loaded, t)], sizes.repetitions, progress
     )[0]
@@ -193,7 +200,9 @@ def _tests(loaded: Sequence[_Loaded], sizes: Sizes) -> list[Test]:
     return tests
 
 
-def _work(item: _Loaded, test: Test) -> Workload:
+def _work(item: _Loaded, test: Test) -> Work:
+    if test.text:
+        return Continuation(item.engine, test)
     vocab = item.engine.architecture.vocab_size
     return Workload(item.engine, test.kind, test.tokens, vocab, depth=test.depth, batch=test.batch)
 
@@ -204,6 +213,12 @@ def _record(loaded: _Loaded, rows: Sequence[Row], floor: float | None) -> Record
     for row in rows:
         if row.mbu is not None and row.mbu > 1:
             notes.append(f"{row.test}: MBU over 100 %, the weights fit into a cache")
+        if row.speculation is not None:
+            found = row.speculation
+            notes.append(
+                f"{row.test}: {found['accepted_tokens']} of {found['drafted_tokens']} guesses were "
+                f"right, in {found['passes']} passes"
+            )
         if row.noisy:
             why = f"spread {row.relative_sd:.1%}"
             if not row.warm_up.stable:

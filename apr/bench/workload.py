@@ -9,11 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from apr.bench.timing import Clock
+
+if TYPE_CHECKING:
+    from apr.bench.sizes import Test
+    from apr.engine import Engine
 
 SEED = 1234
 
@@ -36,6 +40,36 @@ class EngineLike(Protocol):
 
     def synchronize(self) -> None:
         """Wait until the device is done."""
+
+
+@dataclass
+class Continuation:
+    """A text, continued greedily; the seconds are those after the first token, choosing included.
+
+    Args:
+        engine: what is measured.
+        test: with a text.
+    """
+
+    engine: Engine
+    test: Test
+    first_token: float = 0.0
+    speculation: dict[str, int] | None = None
+
+    def run(self) -> float:
+        """Seconds of one run; what became of the guesses is in `speculation` then."""
+        test = self.test
+        done = self.engine.generate(
+            test.text, test.tokens + 1, stop_ids=(), speculate=test.speculate
+        )
+        if done.speculative_passes is not None:
+            self.speculation = {
+                "most": test.speculate or 0,
+                "passes": done.speculative_passes,
+                "drafted_tokens": done.drafted_tokens or 0,
+                "accepted_tokens": done.accepted_tokens or 0,
+            }
+        return done.decode_seconds
 
 
 @dataclass

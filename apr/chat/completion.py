@@ -104,11 +104,15 @@ def with_seed(sampling: Sampling) -> Sampling:
     return {**sampling, "seed": secrets.randbits(32)}
 
 
-def room(engine: Engine, prompt: int, asked: int | None, default: int) -> int | None:
-    """Tokens to ask the engine for: `asked`, or `default` as far as the context allows (None)."""
+def room(
+    engine: Engine, prompt: int, asked: int | None, default: int, *, endless: bool = False
+) -> int | None:
+    """Tokens to ask the engine for: `asked`, or `default` as far as the context allows (None);
+    an `endless` one allows all.
+    """
     if asked is not None:
         return asked
-    return default if prompt + default - 1 <= engine.context else None
+    return default if endless or prompt + default - 1 <= engine.context else None
 
 
 def complete(
@@ -121,6 +125,8 @@ def complete(
     ignore_eos: bool = False,
     stop_strings: Sequence[str] = (),
     sampling: Sampling | None = None,
+    speculate: int | None = None,
+    keep: int | None = None,
     on_text: Callable[[str], None] | None = None,
 ) -> Completion:
     """Continue a text. Ctrl-C ends it early: `stop_reason` is `interrupted` then.
@@ -134,6 +140,8 @@ def complete(
         ignore_eos: end tokens do not end the text.
         stop_strings: the text ends before the first of them.
         sampling: settings of `Sampler`; greedy by default. A missing seed is drawn and recorded.
+        speculate: see `Engine.generate`.
+        keep: likewise; -1 keeps what the tokenizer puts before a text.
         on_text: called with each piece of the text as soon as it is certain.
 
     Raises:
@@ -148,13 +156,18 @@ def complete(
     if not ids:
         raise InferenceError("prompt", "has no tokens", "write some text")
     settings = with_seed(sampling or {})
+    if keep == -1:
+        before = tokenizer.added_around[0]
+        keep = len(before) if ids[: len(before)] == before else 0
     stream = TextStream(tokenizer, stop_strings=stop_strings, on_text=on_text)
     try:
         generation = engine.generate(
             ids,
-            room(engine, len(ids), max_tokens, MAX_TOKENS),
+            room(engine, len(ids), max_tokens, MAX_TOKENS, endless=keep is not None),
             stop_ids=() if ignore_eos else None,
             stream=stream,
+            speculate=speculate,
+            keep=keep,
             **settings,
         )
     except GenerationStopped as stopped:

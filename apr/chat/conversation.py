@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from apr import receipt
@@ -42,6 +42,9 @@ class Conversation:
         stop_strings: further ones.
         allow_unknown: characters that the tokenizer has no token for are no error.
         sampling: settings of `Sampler`. A missing seed is drawn; each answer's is one more.
+        speculate: see `Engine.generate`.
+        keep: likewise, and for a conversation that is longer than the context; -1 keeps what comes
+            before the first question, up to half of the context.
 
     Raises:
         UsageError: the template leaves the system prompt out, or a setting is out of its range.
@@ -58,11 +61,13 @@ class Conversation:
         stop_strings: Sequence[str] = (),
         allow_unknown: bool = False,
         sampling: Sampling | None = None,
+        speculate: int | None = None,
+        keep: int | None = None,
     ) -> None:
         self.model, self.template = model, template
         self._engine, self._tokenizer = model.engine, model.tokenizer
         self._allow_unknown = allow_unknown
-        self.max_tokens = max_tokens
+        self.max_tokens, self._speculate, self._keep = max_tokens, speculate, keep
         self.configure(sampling or {})
         self.stop_ids, found = self._ends()
         self.stop_strings = (*stop_strings, *found)
@@ -135,12 +140,14 @@ class Conversation:
         ids = self.prompt()
         # Whatever goes wrong below, a cache of which a step may be half done is not used again.
         session, self._session = self._session, None
+        keep = self._kept()
+        ids, shifts = self._fitting(ids, keep)
         if len(ids) > self._engine.context:
             raise InferenceError(
                 "context",
                 f"the conversation has {len(ids)} tokens, the model's context "
                 f"{self._engine.context}",
-                "ask with fewer words, or begin anew: /clear",
+                "ask with fewer words, begin anew with /clear, or run with --context-shift",
             )
         # What was said may be split into other tokens when it is read: from there on it is new.
         # One token at least is processed, for its logits.
@@ -149,15 +156,43 @@ class Conversation:
             session = self._engine.session()
         generation = self._engine.generate(
             ids,
-            room(self._engine, len(ids), self.max_tokens, MAX_TOKENS),
+            room(self._engine, len(ids), self.max_tokens, MAX_TOKENS, endless=keep is not None),
             stop_ids=self.stop_ids,
             stream=stream,
             session=session,
+            speculate=self._speculate,
+            keep=keep,
             **self._settings(),
         )
         self._session = session
         self._processed = [*ids, *generation.ids][: session.length]
-        return Answer(stream.text, generation)
+        if generation.context_shifts:
+            self._processed = list(session.ids)
+        shifts += generation.context_shifts
+        return Answer(stream.text, replace(generation, context_shifts=shifts))
+
+    def _kept(self) -> int | None:
+        """How many tokens at the beginning of a full context stay; None if it is not to go on."""
+        if self._keep is None or self._keep >= 0:
+            return self._keep
+        first = next(m["content"] for m in self.messages if m["role"] == "user")
+        before = self.template.render(self.messages).partition(first)[0] if first else ""
+        return min(len(self._tokenizer.encode(before)), self._engine.context // 2)
+
+    def _fitting(self, ids: list[int], keep: int | None) -> tuple[list[int], int]:
+        """A prompt without what is too much for the context, where that may go, and how often its
+        older half went.
+        """
+        from apr.engine.speculation import check_keep, shifted
+
+        if keep is None:
+            return ids, 0
+        check_keep(keep, self._engine.context)
+        shifts = 0
+        while len(ids) > self._engine.context:
+            ids = shifted(ids, keep)
+            shifts += 1
+        return ids, shifts
 
     def prompt(self) -> list[int]:
         """Ids of the conversation so far with what opens an answer; the template brings its bos."""

@@ -1,16 +1,16 @@
 """Chat templates: Jinja text that came with a model, rendered as transformers renders it.
 
-A template is somebody else's program. It runs in jinja2's immutable sandbox, sees plain JSON values
-alone and imports nothing. The settings, filters and functions are those that templates are written
-for (`apply_chat_template` of transformers): trim_blocks, lstrip_blocks, loop controls, `tojson`
-that does not escape for HTML, `raise_exception`, `strftime_now`, and `{% generation %}` blocks.
+A template is somebody else's program. It runs in a sandbox with limits of time and size
+(`apr.chat.sandbox`), sees plain JSON values alone and imports nothing. The settings, filters and
+functions are those that templates are written for (`apply_chat_template` of transformers):
+trim_blocks, lstrip_blocks, loop controls, `tojson` that does not escape for HTML,
+`raise_exception`, `strftime_now`, and `{% generation %}` blocks.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,8 +104,10 @@ class ChatTemplate:
         from jinja2.exceptions import TemplateError
 
         values = {**self.special_tokens, **variables}
+        template = self._compiled
         try:
-            return self._compiled.render(
+            template.environment.begin()  # type: ignore[attr-defined]
+            return template.render(
                 messages=_plain([_without_none(message) for message in messages]),
                 tools=_plain(tools),
                 documents=values.pop("documents", None),
@@ -143,9 +145,10 @@ class ChatTemplate:
     def _compiled(self) -> Template:
         from jinja2.exceptions import TemplateSyntaxError
 
+        from apr.chat.sandbox import Environment
+
         try:
-            template: Template = _environment().from_string(self.source)
-            return template
+            return Environment().template(self.source)
         except TemplateSyntaxError as error:
             raise InvalidFormat(
                 self.where,
@@ -154,70 +157,6 @@ class ChatTemplate:
             ) from error
         except RecursionError as error:
             raise InvalidFormat(self.where, "is no valid Jinja: it nests too deep") from error
-
-
-def _environment() -> Any:
-    from jinja2 import nodes
-    from jinja2.exceptions import SecurityError, TemplateError
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from jinja2.utils import Namespace
-
-    class Generation(Extension):
-        """`{% generation %}` marks what the assistant wrote, for training; it renders as is."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body).set_lineno(line)
-
-    class Safe(Namespace):
-        """A namespace whose attributes cannot reach into Python."""
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            if name.startswith("_"):
-                raise SecurityError(f"a namespace cannot hold {name!r}")
-            super().__setitem__(name, value)
-
-    def namespace(*args: Any, **values: Any) -> Safe:
-        made = dict(*args, **values)
-        for name in made:
-            if str(name).startswith("_"):
-                raise SecurityError(f"a namespace cannot hold {name!r}")
-        return Safe(made)
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals.update(
-        raise_exception=raise_exception,
-        strftime_now=lambda form: datetime.now().strftime(form),
-        namespace=namespace,
-        # A function, so that no template holds a class of Python.
-        dict=lambda *args, **values: dict(*args, **values),  # noqa: PLW0108
-    )
-    return environment
 
 
 def _without_none(message: Message) -> dict[str, Any]:

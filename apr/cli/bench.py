@@ -40,6 +40,12 @@ def bench(
         help="A second file, or the word llama.cpp for that program on the same GGUF file: "
         "measured in turns; the paired ratio is printed.",
     ),
+    speculate: int | None = typer.Option(
+        None,
+        "--speculate",
+        help="Also continue --text, plainly and guessing up to N tokens from it.",
+    ),
+    text: Path | None = typer.Option(None, "--text", help="What --speculate continues."),
     plot: Path | None = typer.Option(None, "--plot", help="Also draw bars, into this PNG."),
     floor: float | None = typer.Option(
         None, "--floor", help="Decode tokens per second; below it the exit code is 5."
@@ -59,19 +65,34 @@ def bench(
     """Measure prefill and decode apart: median, spread, raw samples, receipt."""
     from apr.bench.sizes import Sizes
 
+    asked: dict[str, Any] = {"device": device, "dtype": dtype, "threads": threads,
+                             "kernels": kernels, "cache": cache, "floor": floor}  # fmt: skip
+    if speculate is not None or text is not None:
+        asked |= _continued(speculate, text, against)
     style = "json" if as_json else output
     try:
         _bench(
             file, Sizes(tuple(prompt) or None, tuple(decode) or None, repetitions,
                         _numbers("--depth", depth), _numbers("--batch", batch)),
-            against, style, record, plot, force,
-            {"device": device, "dtype": dtype, "threads": threads, "kernels": kernels,
-             "cache": cache, "floor": floor},
+            against, style, record, plot, force, asked,
         )  # fmt: skip
     except AprError as error:
         if style == "json" and "--json" not in sys.argv:  # main prints it for --json
             print(json.dumps(error.as_json()))
         raise
+
+
+def _continued(speculate: int | None, text: Path | None, against: str | None) -> dict[str, Any]:
+    from apr.chat import read_prompt
+
+    if speculate is None or text is None:
+        raise UsageError(
+            "--speculate", "continues a real text, for random tokens repeat nothing",
+            "write --speculate N --text FILE",
+        )  # fmt: skip
+    if against is not None:
+        raise UsageError("--speculate", "is measured alone", "leave --against out")
+    return {"speculate": speculate, "text": read_prompt(None, text)}
 
 
 def _numbers(flag: str, text: str) -> tuple[int, ...]:

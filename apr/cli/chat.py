@@ -33,6 +33,9 @@ def chat(
     presence_penalty: options.Presence = None,
     frequency_penalty: options.Frequency = None,
     seed: options.Seed = None,
+    speculate: options.Speculate = None,
+    context_shift: options.ContextShift = False,
+    keep: options.Keep = None,
     allow_unknown: options.AllowUnknown = False,
     as_json: bool = typer.Option(False, "--json", help="One document on stdout, at the end."),
     verbose: options.Verbose = False,
@@ -56,6 +59,7 @@ def chat(
         temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
         frequency_penalty, seed,
     )  # fmt: skip
+    kept = options.kept(context_shift, keep)
     watched = question is None and sys.stdin.isatty()
     if as_json and watched:
         raise UsageError("--json", "needs its questions", "write one, or give lines on stdin")
@@ -75,6 +79,8 @@ def chat(
             stop_strings=stop or (),
             allow_unknown=allow_unknown,
             sampling={**opened.recommended, **sampling},
+            speculate=speculate,
+            keep=kept,
         )
         shell = Shell(
             conversation,

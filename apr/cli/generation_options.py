@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from apr.errors import UsageError
+
 if TYPE_CHECKING:
     from apr.engine import Sampling
 
@@ -43,6 +45,18 @@ AllowUnknown = Annotated[
     bool,
     typer.Option("--allow-unknown", help="Characters without a token become the unknown token."),
 ]
+Speculate = Annotated[
+    int | None,
+    typer.Option("--speculate", help="Guess up to N tokens from the text so far; same tokens."),
+]
+ContextShift = Annotated[
+    bool,
+    typer.Option("--context-shift", help="Where the context is full, drop the older half; go on."),
+]
+Keep = Annotated[
+    int | None,
+    typer.Option("--keep", help="Tokens at the beginning that --context-shift keeps."),
+]
 Verbose = Annotated[
     bool, typer.Option("-v", "--verbose", help="What ran, and how fast, on stderr.")
 ]
@@ -63,6 +77,19 @@ Cache = Annotated[
     typer.Option("--cache", help="Keys and values: float32, float16 or (CPU) int8."),
 ]
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="CPU threads.")]
+
+
+def kept(context_shift: bool, keep: int | None) -> int | None:
+    """What stays of a full context: None ends the text there, -1 stands for the default.
+
+    Raises:
+        UsageError: something is to be kept where nothing is dropped, or less than nothing.
+    """
+    if keep is not None and not context_shift:
+        raise UsageError("--keep", "has no effect alone", "add --context-shift")
+    if keep is not None and keep < 0:
+        raise UsageError("--keep", f"{keep} is negative", "write 0 or more")
+    return (-1 if keep is None else keep) if context_shift else None
 
 
 def sampling(

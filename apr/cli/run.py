@@ -32,6 +32,9 @@ def run(
     presence_penalty: options.Presence = None,
     frequency_penalty: options.Frequency = None,
     seed: options.Seed = None,
+    speculate: options.Speculate = None,
+    context_shift: options.ContextShift = False,
+    keep: options.Keep = None,
     allow_unknown: options.AllowUnknown = False,
     as_json: bool = typer.Option(False, "--json", help="One document on stdout, not a stream."),
     verbose: options.Verbose = False,
@@ -51,6 +54,7 @@ def run(
         temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
         frequency_penalty, seed,
     )  # fmt: skip
+    kept = options.kept(context_shift, keep)
     with signals_as_interrupt():
         text = read_prompt(prompt, file)
         with Console(stderr=True).status("loading"):
@@ -70,6 +74,8 @@ def run(
                 ignore_eos=ignore_eos,
                 stop_strings=stop or (),
                 sampling=sampling,
+                speculate=speculate,
+                keep=kept,
                 on_text=None if as_json else screen.write,
             )
         finally:

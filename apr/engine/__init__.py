@@ -7,12 +7,13 @@ What really runs (device, kernels, dtypes, threads) is in `Engine.plan` and nowh
 
 from __future__ import annotations
 
-from apr.engine.engine import Engine, Session
+from apr.engine.engine import Engine
 from apr.engine.generation import Generation
 from apr.engine.loading import check_kernels, load
 from apr.engine.loop import GenerationStopped
 from apr.engine.plan import Plan
 from apr.engine.sampling import Sampler, Sampling
+from apr.engine.session import Session
 from apr.engine.streaming import StreamDecoder, TextStream
 
 __all__ = [

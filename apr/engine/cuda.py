@@ -22,8 +22,9 @@ from apr.architecture import FULL, SLIDING
 from apr.cuda import support
 from apr.cuda.graphs import Graphs
 from apr.cuda.pages import PAGE, Held, pools
-from apr.engine.engine import Engine, Logits, Session
+from apr.engine.engine import Engine
 from apr.engine.plan import Plan, stored_types
+from apr.engine.session import Logits, Session
 from apr.errors import AprError, FeatureUnavailable, InferenceError
 from apr.formats.opened import OpenedModel
 from apr.model.rotary import Rotary
@@ -45,7 +46,7 @@ class CudaSession(Session):
     """One sequence: its pages of the engine's cache."""
 
     def __init__(self, engine: CudaEngine) -> None:
-        self._cuda = engine
+        self._engine = self._cuda = engine
         self._ids: list[int] = []
         self.held = [Held(pool) for pool in engine.pools]
         self._length = 0
@@ -73,6 +74,21 @@ class CudaSession(Session):
         self.advance(ids, len(pending))
         return logits
 
+    def decode(self, token_id: int) -> Logits:
+        """As `Session.decode`."""
+        return self.prefill([token_id])
+
+    def _all(self, ids: Sequence[int]) -> Logits:
+        # In steps: a prompt's pass rounds to 16 bits.
+        pieces = [ids[start : start + _FEW] for start in range(0, len(ids), _FEW)]
+        return np.concatenate([self.feed(piece, len(piece)) for piece in pieces])
+
+    def reset(self) -> None:
+        """As `Session.reset`."""
+        for held in self.held:
+            held.restart()
+        self._length, self._ids = 0, []
+
     def advance(self, ids: Sequence[int], count: int) -> None:
         """Note what has been computed."""
         self._length += count
@@ -80,8 +96,7 @@ class CudaSession(Session):
 
     def rewind(self, length: int) -> bool:
         """As `Session.rewind`; a layer with a window may have lost what it would have to see."""
-        scaling = self._cuda.architecture.rope_scaling or {}
-        if length > self._length or scaling.get("rope_type") in rope.BY_LENGTH:
+        if length > self._length or self._changing_angles():
             return False
         if not all(held.holds(length) for held in self.held):
             return False

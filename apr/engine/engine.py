@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Unpack
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from apr import rope
 from apr.architecture import Architecture
 from apr.engine import loop
 from apr.engine.generation import Generation
 from apr.engine.loop import Writing
 from apr.engine.plan import Plan
 from apr.engine.sampling import Sampler, Sampling
+from apr.engine.session import Logits, Session
+from apr.engine.speculation import PromptLookup
 from apr.engine.streaming import TextStream
-from apr.errors import AprError, InferenceError
+from apr.errors import AprError, FeatureUnavailable, InferenceError
 from apr.formats.opened import OpenedModel
 from apr.model import costs
 from apr.model.cache import CacheRows, KVCache
@@ -29,61 +28,6 @@ from apr.model.decoder import Decoder
 
 if TYPE_CHECKING:
     from apr.tokenizer import Tokenizer
-
-Logits = npt.NDArray[np.float32]
-
-
-class Session:
-    """One sequence: its KV cache and the position reached."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._ids: list[int] = []
-        self._cache = KVCache(engine.architecture, 1, device=engine.device, dtype=engine.dtype)
-
-    @property
-    def length(self) -> int:
-        """Tokens processed so far."""
-        return self._cache.length
-
-    def prefill(self, ids: Sequence[int]) -> Logits:
-        """Process further tokens in one pass; logits after the last one, `[vocab]`.
-
-        Raises:
-            InferenceError: no ids, ids outside the vocabulary, or the context is exceeded.
-        """
-        pending = list(ids)
-        if self._engine.forgets(self.length, len(pending)):
-            pending = self._ids + pending
-            self._cache.length = 0
-        last: Logits = self._engine.run(pending, self._cache, last=1)[-1]
-        self._ids += ids
-        return last
-
-    def decode(self, token_id: int) -> Logits:
-        """Process one further token; the logits after it, `[vocab]`. Errors as `prefill`."""
-        return self.prefill([token_id])
-
-    def rewind(self, length: int) -> bool:
-        """Forget all but the first `length` tokens; False, and nothing is forgotten, where the
-        cache would not be the one that those tokens alone give (angles that follow the length).
-        """
-        scaling = self._engine.architecture.rope_scaling or {}
-        if length > self.length or scaling.get("rope_type") in rope.BY_LENGTH:
-            return False
-        self._cache.length = length
-        del self._ids[length:]
-        return True
-
-    @staticmethod
-    def decode_together(engine: Engine, sessions: Sequence[Session], ids: Sequence[int]) -> Logits:
-        """See `Engine.decode_batch`."""
-        if any(engine.forgets(session.length, 1) for session in sessions):
-            return np.stack([s.decode(id) for s, id in zip(sessions, ids, strict=True)])
-        logits = engine.run_rows(ids, CacheRows([session._cache for session in sessions]))
-        for session, id in zip(sessions, ids, strict=True):
-            session._ids.append(id)
-        return logits
 
 
 class Engine:
@@ -197,6 +141,8 @@ class Engine:
         on_token: Callable[[int], None] | None = None,
         stream: TextStream | None = None,
         session: Session | None = None,
+        speculate: int | None = None,
+        keep: int | None = None,
         **sampling: Unpack[Sampling],
     ) -> Generation:
         """Continue a prompt by up to `max_tokens` tokens.
@@ -211,26 +157,41 @@ class Engine:
             stream: makes the text of the ids and ends it at its stop strings.
             session: one to go on with; what it has processed is the beginning of `prompt_ids`, and
                 only the rest is computed. Afterwards it holds all but the last id.
+            speculate: guess up to so many tokens out of the text itself and check them in one
+                pass: the same tokens, in fewer passes. None guesses nothing.
+            keep: when the context is full, its first `keep` tokens stay, the older half of the
+                others is dropped, what is left is computed anew, and the text goes on. None ends
+                it there.
             sampling: the settings of `Sampler`; without any, greedy.
 
         Raises:
+            FeatureUnavailable: speculation could not promise the same tokens here.
             InferenceError: the context would be exceeded (before anything is computed), ids are
                 outside the vocabulary, or the logits are not finite.
             UsageError: a sampling setting is outside its range.
             GenerationStopped: Ctrl-C came; it carries what there was.
         """
         session = self.session() if session is None else session
+        sampler = Sampler(**sampling)
+        lookup = None
+        if speculate is not None:
+            lookup = PromptLookup(speculate)
+            refusal = session.speculation_refusal(greedy=sampler.greedy)
+            if refusal:
+                raise FeatureUnavailable("speculation", refusal, "leave it off")
         writing = Writing(
             prompt_ids,
-            Sampler(**sampling),
+            sampler,
             cached=session.length,
-            room=loop.room(self.context, len(prompt_ids), max_tokens),
+            room=loop.room(self.context, len(prompt_ids), max_tokens, keep),
             bounded=max_tokens is not None,
             stops=frozenset(self.stop_ids if stop_ids is None else stop_ids),
             on_token=on_token,
             stream=stream,
+            lookup=lookup,
+            keep=keep,
         )
-        return loop.write(session, prompt_ids, writing)
+        return loop.write(session, prompt_ids, writing, self.context)
 
     def generate_batch(
         self,

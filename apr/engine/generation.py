@@ -16,6 +16,9 @@ class Generation:
     `text` is None where no stream was given. `stop_reason`: `stop` (a stop token came, `stop_id`,
     or a stop string, `stop_string`, whose tokens are among the `ids` but not in the `text`),
     `length` (as many as asked for), `context` (the model's is full), `interrupted` (Ctrl-C).
+    `context_shifts`: how often a full context lost its older half. `drafted_tokens` were guessed,
+    `accepted_tokens` of them were right, in `speculative_passes`; None without speculation, with
+    which several of the `decode_steps`, one a token, share a pass.
     """
 
     ids: list[int]
@@ -29,6 +32,10 @@ class Generation:
     stop_string: str | None = None
     text: str | None = None
     cached_tokens: int = 0
+    context_shifts: int = 0
+    speculative_passes: int | None = None
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -45,12 +52,20 @@ class Generation:
         new = self.prompt_tokens - self.cached_tokens
         cached = f" ({self.cached_tokens} more from the cache)" if self.cached_tokens else ""
         first = self.time_to_first_token
+        more = ""
+        if self.speculative_passes is not None:
+            more = (
+                f"; {self.accepted_tokens} of {self.drafted_tokens} guessed tokens were right, in "
+                f"{self.speculative_passes} passes"
+            )
+        if self.context_shifts:
+            more += f"; the context was shifted {self.context_shifts} times"
         after = "no token came" if first is None else f"first token after {first:.3f} s"
         return (
             f"{new} prompt tokens{cached} in {self.prefill_seconds:.3f} s, "
             f"{self.prefill_tokens_per_second:.1f} tok/s; "
             f"{len(self.ids)} generated, {self.decode_steps} steps in {self.decode_seconds:.3f} s, "
-            f"{self.decode_tokens_per_second:.1f} tok/s; {after}; ended by {self.ending}"
+            f"{self.decode_tokens_per_second:.1f} tok/s; {after}{more}; ended by {self.ending}"
         )
 
     @property
@@ -78,4 +93,8 @@ class Generation:
             "stop_reason": self.stop_reason,
             "stop_id": self.stop_id,
             "stop_string": self.stop_string,
+            "context_shifts": self.context_shifts,
+            "speculative_passes": self.speculative_passes,
+            "drafted_tokens": self.drafted_tokens,
+            "accepted_tokens": self.accepted_tokens,
         }

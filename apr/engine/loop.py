@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from apr.engine.generation import Generation
 from apr.engine.sampling import Sampler
+from apr.engine.speculation import PromptLookup, check_keep, shifted
 from apr.engine.streaming import TextStream
 from apr.errors import InferenceError, UsageError
 
@@ -33,6 +34,17 @@ class Steps(Protocol):
 
     def decode(self, token_id: int, /) -> Logits:
         """Process one further token; the logits after it, `[vocab]`."""
+
+    def verify(self, ids: Sequence[int], /) -> Logits:
+        """Process the first n of `ids`, at least one; logits `[n, vocab]` after each, of which the
+        same tokens are chosen as of those that `decode` would give.
+        """
+
+    def rewind(self, length: int, /) -> bool:
+        """Forget all but the first tokens; False where that cannot be."""
+
+    def reset(self) -> None:
+        """Forget all tokens."""
 
 
 class GenerationStopped(KeyboardInterrupt):
@@ -55,6 +67,9 @@ class Writing:
         room: tokens that may follow, at least 1; `bounded` says whether that was asked for, or is
             all that the context has.
         stops: ids that end the text.
+        lookup: guesses tokens to come; None leaves every token to a step of its own.
+        keep: tokens that stay at the beginning of a full context, while half of the others go;
+            None ends the text there.
     """
 
     def __init__(
@@ -68,9 +83,12 @@ class Writing:
         stops: Collection[int],
         on_token: Callable[[int], None] | None,
         stream: TextStream | None,
+        lookup: PromptLookup | None = None,
+        keep: int | None = None,
     ) -> None:
         sampler.start(prompt)
         self.ids: list[int] = []
+        self.lookup, self.keep, self.shifts = lookup, keep, 0
         self._prompt, self._cached, self._sampler = len(prompt), cached, sampler
         self._room, self._full = room, "length" if bounded else "context"
         self._stops, self._on_token, self._stream = stops, on_token, stream
@@ -78,6 +96,11 @@ class Writing:
         self._stop_id: int | None = None
         self._called = self._began = time.perf_counter()
         self._times: list[float] = []  # prompt processed, first token chosen, end
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still follow."""
+        return self._room - len(self.ids)
 
     def begin(self) -> None:
         """Its prompt is processed from now on."""
@@ -106,6 +129,7 @@ class Writing:
         stream = self._stream
         if stream is not None:
             stream.finish()
+        lookup = self.lookup
         now = time.perf_counter()
         prefilled, first = [*self._times, now, now][:2]
         stop_string = None if stream is None else stream.stop_string
@@ -122,11 +146,16 @@ class Writing:
             stop_string=stop_string,
             text=None if stream is None else stream.text,
             cached_tokens=self._cached,
+            context_shifts=self.shifts,
+            speculative_passes=None if lookup is None else lookup.passes,
+            drafted_tokens=None if lookup is None else lookup.drafted,
+            accepted_tokens=None if lookup is None else lookup.accepted,
         )
 
 
-def room(context: int, prompt: int, asked: int | None) -> int:
-    """How many tokens may follow a prompt; the last of them is not fed back.
+def room(context: int, prompt: int, asked: int | None, keep: int | None = None) -> int:
+    """How many tokens may follow a prompt; the last of them is not fed back. With `keep` the
+    context's end does not bound those that were asked for.
 
     Raises:
         UsageError: less than one was asked for.
@@ -134,9 +163,12 @@ def room(context: int, prompt: int, asked: int | None) -> int:
     """
     if asked is not None and asked < 1:
         raise UsageError("max_tokens", f"{asked} is less than 1", "write 1 or more")
-    needed = prompt + (asked or 1) - 1
+    if keep is not None:
+        check_keep(keep, context)
+    needed = prompt + (asked if asked and keep is None else 1) - 1
     if needed > context:
-        new = "" if asked is None else f" and {asked} new ones need {needed} positions"
+        bound = asked is not None and keep is None
+        new = f" and {asked} new ones need {needed} positions" if bound else ""
         raise InferenceError(
             "context",
             f"{prompt} prompt tokens{new or ' are too many'}, the model's context has {context}",
@@ -145,20 +177,63 @@ def room(context: int, prompt: int, asked: int | None) -> int:
     return context - prompt + 1 if asked is None else asked
 
 
-def write(session: Steps, prompt: Sequence[int], writing: Writing) -> Generation:
-    """Run one generation to its end.
+def write(
+    session: Steps, prompt: Sequence[int], writing: Writing, context: int | None = None
+) -> Generation:
+    """Run one generation to its end, in at most `context` positions.
 
     Raises:
         GenerationStopped: Ctrl-C came.
     """
+    lookup, keep = writing.lookup, writing.keep
     try:
         writing.begin()
-        logits = session.prefill(prompt[session.length :])
-        while writing.take(logits):
-            logits = session.decode(writing.ids[-1])
+        text = list(prompt)  # what the session holds, and the token that it is to take next
+        if lookup is not None:
+            lookup.extend(prompt)
+        wanted = writing.take(session.prefill(prompt[session.length :]))
+        while wanted:
+            text.append(writing.ids[-1])
+            free = writing.left - 1
+            if context is not None:
+                free = min(free, context - len(text))
+            draft: list[int] = []
+            if lookup is not None:
+                lookup.extend(text[-1:])
+                draft = lookup.propose(free)
+            if keep is not None and context is not None and len(text) > context:
+                text = shifted(text, keep)
+                writing.shifts += 1
+                session.reset()
+                wanted = writing.take(session.prefill(text))
+            elif draft:
+                wanted = _take_checked(session, text, draft, writing)
+            else:
+                wanted = writing.take(session.decode(text[-1]))
     except KeyboardInterrupt as stop:
         raise GenerationStopped([writing.result(interrupted=True)]) from stop
     return writing.result()
+
+
+def _take_checked(session: Steps, text: list[int], draft: list[int], writing: Writing) -> bool:
+    """Process the last token of a text in one pass with what may follow it, and take the tokens
+    that really do; those of them that are processed then are added to the text. Whether a further
+    token is wanted.
+    """
+    start = session.length
+    rows = session.verify([text[-1], *draft])
+    accepted = 0
+    while (wanted := writing.take(rows[accepted])) and accepted + 1 < len(rows):
+        if writing.ids[-1] != draft[accepted]:
+            break
+        accepted += 1
+    if session.length > start + 1 + accepted and not session.rewind(start + 1 + accepted):
+        raise InferenceError("speculation", "the cache cannot be taken back", "leave it off")
+    text += draft[:accepted]
+    if writing.lookup is not None:
+        writing.lookup.extend(draft[:accepted])
+        writing.lookup.judged(len(draft), accepted)
+    return wanted
 
 
 def write_together(

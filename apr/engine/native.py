@@ -17,25 +17,27 @@ import torch
 from apr import receipt, rope
 from apr.architecture import FULL, SLIDING
 from apr.dtypes import DTYPES
-from apr.engine.engine import Engine, Logits, Session
+from apr.engine.engine import Engine
 from apr.engine.plan import Plan, stored_types
+from apr.engine.session import Logits, Session
 from apr.errors import FeatureUnavailable, InferenceError
 from apr.formats.opened import OpenedModel
 from apr.mapped import release
 from apr.model.rotary import Rotary
 from apr.native.library import KernelSet, best_set, unavailable
-from apr.native.model import Arena, Cache, NativeModel, cache_bytes, packed_bytes
+from apr.native.model import Arena, Cache, NativeModel, address, cache_bytes, packed_bytes
 from apr.native.program import Part, Program, lacking
 
 _MOST = 256  # tokens of a pass; longer prompts go in pieces
 _BLOCK = 16  # positions
+_PIECE = 8 << 20  # bytes of the file packed at a time
 
 
 class NativeSession(Session):
     """One sequence in the kernels' own cache."""
 
     def __init__(self, engine: NativeEngine) -> None:
-        self._native = engine
+        self._engine = self._native = engine
         self._ids: list[int] = []
         self._cache_native = engine.new_cache()
         self._length = 0
@@ -50,6 +52,16 @@ class NativeSession(Session):
         logits: Logits = self.feed(ids, 1)[-1]
         return logits
 
+    def decode(self, token_id: int) -> Logits:
+        """As `Session.decode`."""
+        past = self._length
+        logits = self._native.step(self._cache_native, token_id, past)
+        if logits is None:
+            return self.prefill([token_id])
+        self._length = past + 1
+        self._ids.append(token_id)
+        return logits
+
     def feed(self, ids: Sequence[int], last: int) -> Logits:
         """Process further tokens; logits after the `last` of them, `[last, vocab]`."""
         engine, pending = self._native, list(ids)
@@ -62,11 +74,39 @@ class NativeSession(Session):
         self._ids += ids
         return logits
 
+    def verify(self, ids: Sequence[int]) -> Logits:
+        """As `Session.verify`: all of them, in one pass, each with a step's own arithmetic."""
+        engine, start = self._native, self._length
+        engine.check(ids, start)
+        if engine.forgets(start, len(ids)):
+            return np.stack([self.decode(id) for id in ids])
+        rows = range(start, start + len(ids))
+        logits = engine.compute_rows(ids, [self._cache_native] * len(ids), rows)
+        self.advance(ids)
+        return logits
+
+    def advance(self, ids: Sequence[int]) -> None:
+        """These were processed with other sequences' tokens."""
+        self._length += len(ids)
+        self._ids += ids
+
+    @property
+    def cache(self) -> Cache:
+        """Its keys and values."""
+        return self._cache_native
+
+    def speculation_refusal(self, *, greedy: bool) -> str:
+        """As `Session.speculation_refusal`; sampling is no reason: the logits are the same bits."""
+        return self._changing_angles()
+
+    def reset(self) -> None:
+        """As `Session.reset`."""
+        self._length, self._ids = 0, []
+
     def rewind(self, length: int) -> bool:
         """As `Session.rewind`; a layer with a window may have lost what it would have to see."""
         engine = self._native
-        scaling = engine.architecture.rope_scaling or {}
-        if length > self._length or scaling.get("rope_type") in rope.BY_LENGTH:
+        if length > self._length or self._changing_angles():
             return False
         if not engine.holds(length, self._length):
             return False
@@ -86,6 +126,8 @@ class NativeEngine(Engine):
         self._rotary = Rotary(arch) if arch.position_embedding == "rotary" else None
         self._tables: tuple[npt.NDArray[np.float32] | None, ...] = (None,) * 4
         self._known = 0  # positions that the tables cover
+        self._ready = 0  # those at which a step needs nothing but them
+        self._bases, self._stride = (0,) * 4, 0  # where the tables lie, bytes of a row
         started = time.perf_counter()
         self._native = NativeModel(kernels, threads)
         packed = self._load(model)
@@ -137,15 +179,22 @@ class NativeEngine(Engine):
                 self._mapped += stored.nbytes
                 return native.add_weight(tensor.dtype, part.rows, columns, stored)
             packed = arena.take(size)
-            native.pack(tensor.dtype, part.rows, columns, stored, packed)
-            release(stored)
+            # Piece by piece: of the file's pages only as many are held at once.
+            pieces = max(1, stored.nbytes // _PIECE)
+            step = -(-part.rows // pieces // 16) * 16 or part.rows
+            for first in range(0, part.rows, step):
+                rows = min(step, part.rows - first)
+                source = stored[first * row : (first + rows) * row]
+                at = first // 16 * (size // -(-part.rows // 16))
+                native.pack(tensor.dtype, rows, columns, source, packed[at:])
+                release(source)
             packed_total += size
             return native.add_weight(tensor.dtype, part.rows, columns, packed)
 
         program = Program(model.architecture, weight, native.add_vector, model.tensors)
         ops, widths = program.build()
-        most = min(_MOST, self.architecture.max_position_embeddings)
-        native.set_program(ops, widths, most, self.architecture.vocab_size)
+        self._most = min(_MOST, self.architecture.max_position_embeddings)
+        native.set_program(ops, widths, self._most, self.architecture.vocab_size)
         return packed_total + decoded
 
     def _cache_layers(self) -> npt.NDArray[np.int32]:
@@ -186,10 +235,20 @@ class NativeEngine(Engine):
         return session.feed(ids, len(ids) if last is None else min(last, len(ids)))
 
     def decode_batch(self, sessions: Sequence[Session], ids: Sequence[int]) -> Logits:
-        """As `Engine.decode_batch`; each sequence has its own pass."""
+        """As `Engine.decode_batch`; each row, to the bit, as `Session.decode` gives it."""
+        own: list[NativeSession] = []
+        positions: list[int] = []
         for session, id in zip(sessions, ids, strict=True):
-            self.check([id], session.length)
-        return np.stack([s.decode(id) for s, id in zip(sessions, ids, strict=True)])
+            assert isinstance(session, NativeSession)
+            positions.append(session.length + own.count(session))
+            self.check([id], positions[-1])
+            own.append(session)
+        if any(self.forgets(position, 1) for position in positions):
+            return np.stack([s.decode(id) for s, id in zip(own, ids, strict=True)])
+        logits = self.compute_rows(ids, [session.cache for session in own], positions)
+        for session, id in zip(own, ids, strict=True):
+            session.advance([id])
+        return logits
 
     def forgets(self, past: int, new: int) -> bool:
         """As `Engine.forgets`."""
@@ -221,6 +280,14 @@ class NativeEngine(Engine):
         """Refuse ids or lengths that the model does not take."""
         self._check(ids, past)
 
+    def step(self, cache: Cache, token: int, past: int) -> Logits | None:
+        """Logits `[vocab]` after one token at position `past`; None where that takes more than the
+        tables at hand, or the token is none.
+        """
+        if past < self._ready and 0 <= token < self.architecture.vocab_size:
+            return self._native.step(cache, token, past, self._bases, self._stride)
+        return None
+
     def compute(self, ids: Sequence[int], cache: Cache, past: int, last: int) -> Logits:
         """Logits after the `last` of `ids`, in passes of at most `_MOST` tokens."""
         numbers = np.array(ids, dtype=np.int32)
@@ -236,11 +303,37 @@ class NativeEngine(Engine):
             out.append(self._native.run(cache, numbers[start:end], past + start, angles, wanted))
         return out[0] if len(out) == 1 else np.concatenate(out)
 
+    def compute_rows(
+        self, ids: Sequence[int], caches: Sequence[Cache], positions: Sequence[int]
+    ) -> Logits:
+        """Logits after each of `ids`, `[rows, vocab]`: row n at `positions[n]` of its cache."""
+        places = np.array(positions, dtype=np.int64)
+        if (self.architecture.rope_scaling or {}).get("rope_type") in rope.BY_LENGTH:
+            each = [self._angles(place, 1) for place in positions]
+            tables = [
+                None if any(t is None for t in column) else np.concatenate(column)
+                for column in zip(*each, strict=True)
+            ]
+        else:
+            known = self._grown(int(places.max()) + 1)
+            tables = [None if t is None else t[places] for t in known]
+        numbers = np.array(ids, dtype=np.int32)
+        out = []
+        for start in range(0, len(numbers), self._most):
+            part = slice(start, start + self._most)
+            angles = [None if t is None else t[part] for t in tables]
+            out.append(self._native.run_rows(caches[part], places[part], numbers[part], angles))
+        return out[0] if len(out) == 1 else np.concatenate(out)
+
     def _grown(self, needed: int) -> tuple[npt.NDArray[np.float32] | None, ...]:
         """Tables from position 0 on, for at least `needed` positions."""
         if needed > self._known:
             self._known = min(self.context, max(needed, 2 * self._known, 512))
             self._tables = self._angles(0, self._known)
+            if self._rotary is None or not self._rotary.forgets:
+                self._ready = self._known
+            self._bases = tuple(0 if t is None else address(t) for t in self._tables)
+            self._stride = 0 if self._tables[0] is None else self._tables[0].strides[0]
         return self._tables
 
     def _angles(self, past: int, count: int) -> tuple[npt.NDArray[np.float32] | None, ...]:

@@ -218,6 +218,12 @@ class Sampler:
         self._random = np.random.default_rng(seed)
         self.start(())
 
+    @property
+    def greedy(self) -> bool:
+        """Whether it takes the most likely token, and nothing else matters."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return self.temperature == 0.0 and penalties == (1.0, 0.0, 0.0)
+
     def start(self, prompt: Sequence[int]) -> None:
         """Begin a sequence: forget what was given out, and count the prompt as seen."""
         self._seen = dict.fromkeys(prompt)

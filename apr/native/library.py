@@ -19,7 +19,7 @@ from typing import Any
 from apr.errors import FeatureUnavailable
 
 # The interface that the Python code calls: APR_NATIVE_ABI of native/src/apr_native.h.
-ABI = 3
+ABI = 4
 
 _HERE = Path(__file__).resolve().parent
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")

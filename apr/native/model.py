@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -48,6 +49,10 @@ def _library() -> ctypes.CDLL:
             None,
             [_POINTER, _POINTER, _POINTER, _INT, _LONG, _POINTER, _POINTER, _INT],
         ),
+        "apr_run_rows": (
+            None,
+            [_POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER, _POINTER],
+        ),
         "apr_unpack_row": (None, [_POINTER, _INT, _INT, _POINTER]),
         "apr_matmul": (None, [_POINTER, _INT, _POINTER, _INT, _POINTER]),
         "apr_read_memory": (ctypes.c_double, [_POINTER, _POINTER, _LONG]),
@@ -62,6 +67,13 @@ def _library() -> ctypes.CDLL:
 def address(array: npt.NDArray[Any]) -> int:
     """Where an array's bytes are."""
     return int(array.__array_interface__["data"][0])
+
+
+def _addresses(tables: Sequence[npt.NDArray[Any] | None]) -> ctypes.Array[ctypes.c_void_p]:
+    """Pointers to arrays, NULL for those that are not there."""
+    return (ctypes.c_void_p * len(tables))(
+        *(None if table is None else address(table) for table in tables)
+    )
 
 
 def packed_bytes(dtype: DType, rows: int, columns: int) -> int | None:
@@ -125,6 +137,10 @@ class NativeModel:
         if not self.handle:
             raise InferenceError("kernels", f"the set {kernels.name} cannot run here")
         self._one_pass = threading.Lock()  # buffers are shared by all sequences
+        self._process = os.getpid()
+        self._run = self._library.apr_run
+        self._step_token, self._step_angles = ctypes.c_int32(), (ctypes.c_void_p * 4)()
+        self._step_at = ctypes.addressof(self._step_token)
         self._alive: list[npt.NDArray[Any]] = []
         self.columns: list[tuple[int, int]] = []
         self.vocab = self.vector_bytes = 0
@@ -176,15 +192,56 @@ class NativeModel:
     ) -> Float32:
         """Logits after the `last` of `ids`, `[last, vocab]`; the cache holds `past` positions."""
         logits = np.empty((last, self.vocab), dtype=np.float32)
-        pointers = (ctypes.c_void_p * 4)(
-            *(None if table is None else address(table) for table in angles)
-        )
-        with self._one_pass:
+        with self._turn():
             self._library.apr_run(
-                self.handle, cache.handle, address(ids), len(ids), past, pointers,
+                self.handle, cache.handle, address(ids), len(ids), past, _addresses(angles),
                 address(logits), last,
             )  # fmt: skip
         return logits
+
+    def step(
+        self, cache: Cache, token: int, past: int, bases: Sequence[int], stride: int
+    ) -> Float32:
+        """Logits `[vocab]` after one token, as `run`; the tables of angles begin at `bases` and have
+        rows of `stride` bytes. As little Python as can be: when the weights have passed through, its
+        code is in none of the processor's caches any more.
+        """
+        logits = np.empty(self.vocab, dtype=np.float32)
+        at, angles = past * stride, self._step_angles
+        with self._turn():
+            self._step_token.value = token
+            for number, base in enumerate(bases):
+                if base:
+                    angles[number] = base + at
+            self._run(self.handle, cache.handle, self._step_at, 1, past, angles, address(logits), 1)
+        return logits
+
+    def run_rows(
+        self,
+        caches: Sequence[Cache],
+        positions: npt.NDArray[np.int64],
+        ids: npt.NDArray[np.int32],
+        angles: Sequence[Float32 | None],
+    ) -> Float32:
+        """Logits after each of `ids`, `[rows, vocab]`, in one pass: row n is at `positions[n]` of
+        the sequence in `caches[n]`, and gets, to the bit, what a pass of its own would give.
+        """
+        logits = np.empty((len(ids), self.vocab), dtype=np.float32)
+        handles = (ctypes.c_void_p * len(caches))(*(cache.handle for cache in caches))
+        with self._turn():
+            self._library.apr_run_rows(
+                self.handle, handles, address(positions), address(ids), len(ids),
+                _addresses(angles), address(logits),
+            )  # fmt: skip
+        return logits
+
+    def _turn(self) -> threading.Lock:
+        """One pass at a time. A forked child has a lock of its own: that of its parent may have
+        been held by a thread that it does not have.
+        """
+        if os.getpid() != self._process:
+            self._one_pass, self._process = threading.Lock(), os.getpid()
+        return self._one_pass
 
     def unpack_row(self, weight: int, row: int) -> Float32:
         """One row of a weight as the kernels see it, `[columns]`."""

@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#define APR_NATIVE_ABI 3
+#define APR_NATIVE_ABI 4
 #define APR_EXPORT extern "C" __attribute__((visibility("default")))
 
 // The number above, as it was when the library was built.
@@ -70,6 +70,14 @@ APR_EXPORT int64_t apr_cache_bytes(const struct AprLayer* layers, int count, int
 // `last` tokens go to `logits` [last, vocab].
 APR_EXPORT void apr_run(void* model, void* cache, const int32_t* ids, int count, int64_t past,
                         const float* const* angles, float* logits, int last);
+
+// A pass of `count` rows, each a further token: row i at positions[i] of the sequence of caches[i],
+// with row i of `angles`. Rows of the same cache stand at positions one after the other. Logits of
+// all go to `logits` [count, vocab]; each row's are, to the bit, those that apr_run gives for its
+// token alone.
+APR_EXPORT void apr_run_rows(void* model, void* const* caches, const int64_t* positions,
+                             const int32_t* ids, int count, const float* const* angles,
+                             float* logits);
 
 // --- for tests and probes --------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ struct Activation {
     std::int32_t* s;            // [tokens, padded / 16] their sums
     std::uint16_t* hi;          // [tokens rounded up to 16, padded] bfloat16
     std::uint16_t* lo;          // what hi lacks, again bfloat16
+    bool apart;                 // each token as if it were alone, however many there are
 };
 enum Form { kFloat = 1, kInt8 = 2, kBf16 = 4, kBf16Low = 8 };
 

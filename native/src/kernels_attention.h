@@ -10,6 +10,15 @@ APR_INLINE f32x16 load_cached(const std::uint8_t* p) {
     else return from_signed(p);
 }
 
+float largest_size(const float* x, int n) {  // NaN if one is
+    i32x16 most{};
+    int i = 0;
+    for (; i + 16 <= n; i += 16) most = larger_bits(most, size_bits(load<f32x16>(x + i)));
+    f32x16 rest{};
+    for (int j = i; j < n; ++j) rest[j - i] = x[j];
+    return largest_size16(larger_bits(most, size_bits(rest)));
+}
+
 template <int C>
 void store_cached(const LayerCache& c, int head, std::int64_t position, const float* key,
                   const float* value) {
@@ -22,12 +31,8 @@ void store_cached(const LayerCache& c, int head, std::int64_t position, const fl
     std::uint8_t* v = c.values + (slot * 16 + lane) * values * E;
     float key_scale = 1, value_scale = 1;
     if constexpr (C == 2) {
-        float top = 0;
-        for (int i = 0; i < c.key_width; ++i) top = std::fmax(top, std::fabs(key[i]));
-        key_scale = top / 127.0f;
-        top = 0;
-        for (int i = 0; i < values; ++i) top = std::fmax(top, std::fabs(value[i]));
-        value_scale = top / 127.0f;
+        key_scale = largest_size(key, c.key_width) / 127.0f;
+        value_scale = largest_size(value, values) / 127.0f;
         c.key_scales[slot * 16 + lane] = key_scale;
         c.value_scales[slot * 16 + lane] = value_scale;
     }

@@ -54,8 +54,8 @@ void prepare(const float* x, Activation& a, int token, int forms) {
             } else {
                 for (int j = i; j < n; ++j) (j < i + 16 ? v0[j - i] : v1[j - i - 16]) = x[j];
             }
-            const f32x16 size = max16(max16(v0, -v0), max16(v1, -v1));
-            const float top = largest16(size);
+            // NaN becomes the scale, and with it every product of this block.
+            const float top = largest_size16(larger_bits(size_bits(v0), size_bits(v1)));
             const float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0.0f;
             const f32x16 r0 = v0 * inverse, r1 = v1 * inverse;
             // Adding and taking away 1.5 * 2^23 rounds to the nearest integer, ties to even.
@@ -63,11 +63,9 @@ void prepare(const float* x, Activation& a, int token, int forms) {
             const i32x16 q1 = (i32x16)(r1 + 12582912.0f) - 0x4b400000;
             store(q + i, __builtin_convertvector(q0, i8x16));
             store(q + i + 16, __builtin_convertvector(q1, i8x16));
-            int s0 = 0, s1 = 0;
-            for (int j = 0; j < 16; ++j) s0 += q0[j], s1 += q1[j];
             d[i / 32] = scale;
-            s[i / 16] = s0;
-            s[i / 16 + 1] = s1;
+            s[i / 16] = sum16(q0);
+            s[i / 16 + 1] = sum16(q1);
         }
     }
 }
@@ -122,9 +120,9 @@ APR_INLINE f32x16 activated(f32x16 x, int kind) {
             return x;
         }
         case 2: return 0.5f * x * (1.0f + tanh16(0.7978845608f * (x + 0.044715f * x * x * x)));
-        case 3: return max16(x, f32x16{});
+        case 3: return max16(f32x16{}, x);  // in this order NaN stays NaN
         default: {
-            const f32x16 y = max16(x, f32x16{});
+            const f32x16 y = max16(f32x16{}, x);
             return y * y;
         }
     }
@@ -133,8 +131,8 @@ APR_INLINE f32x16 activated(f32x16 x, int kind) {
 // Kinds: 0 silu, 1 gelu, 2 gelu by tanh, 3 relu, 4 relu squared, 5 gpt-oss' clamped gate.
 APR_INLINE f32x16 gated(f32x16 gate, f32x16 up, int kind, float limit) {
     if (kind == 5) {
-        gate = min16(gate, splat(limit));
-        up = min16(max16(up, splat(-limit)), splat(limit));
+        gate = min16(splat(limit), gate);
+        up = min16(splat(limit), max16(splat(-limit), up));
         return (up + 1.0f) * gate * sigmoid16(gate * 1.702f);
     }
     return activated(gate, kind) * up;
@@ -325,12 +323,16 @@ APR_INLINE i32x16 dot4(i32x16 acc, u8x64 w, const std::int8_t* a) {
 #endif
 }
 
-// 16 packed rows times N tokens in 8 bits; out[n] holds a row in each lane.
-template <int T, int N>
-APR_INLINE void dot_block(const std::uint8_t* block, const Activation& a, int token, f32x16 out[N]) {
+// Bytes ahead of the one in use that are asked for; the processor's own reading ahead ends at pages.
+constexpr int kFetch = 2048;
+constexpr int kStreams = 4;
+
+// B blocks of 16 packed rows times N tokens in 8 bits; out[b * N + n] holds a row in each lane.
+// Several blocks at once are several streams from memory: more reads are under way.
+template <int T, int N, int B>
+APR_INLINE void dot_blocks(const std::uint8_t* block, std::size_t bytes, const Activation& a,
+                           int token, f32x16 out[B * N]) {
     const int units = a.width / 32;
-    const std::uint8_t* scales = block + (std::size_t)units * kQuants<T>;
-    const std::uint8_t* super = scales + (std::size_t)units * kScales<T>;
     const std::int8_t* q[N];
     const float* d[N];
     const std::int32_t* s[N];
@@ -338,39 +340,35 @@ APR_INLINE void dot_block(const std::uint8_t* block, const Activation& a, int to
         q[n] = a.q + (std::size_t)(token + n) * a.padded;
         d[n] = a.d + (std::size_t)(token + n) * (a.padded / 32);
         s[n] = a.s + (std::size_t)(token + n) * (a.padded / 16);
-        out[n] = f32x16{};
     }
-    for (int b = 0; b < units; ++b) {
-        const std::uint8_t* quants = block + (std::size_t)b * kQuants<T>;
-        __builtin_prefetch(quants + 2048);
-        __builtin_prefetch(quants + 2048 + 64);
-        if constexpr (kQuants<T> >= 256) {
-            __builtin_prefetch(quants + 2048 + 128);
-            __builtin_prefetch(quants + 2048 + 192);
-        }
-        if constexpr (kQuants<T> > 256) __builtin_prefetch(quants + 2048 + 256);
-        if constexpr (kQuants<T> == 512) {
-            __builtin_prefetch(quants + 2048 + 320);
-            __builtin_prefetch(quants + 2048 + 384);
-            __builtin_prefetch(quants + 2048 + 448);
-        }
-        u8x64 w[8];
-        bytes_of<T>(quants, w);
-        const Scales c = scales_of<T>(scales + (std::size_t)b * kScales<T>,
-                                      super + (std::size_t)(b / 8) * kSuper<T>);
-        for (int n = 0; n < N; ++n) {
-            const std::int8_t* x = q[n] + 32 * b;
-            const int s0 = s[n][2 * b], s1 = s[n][2 * b + 1];
-            i32x16 first = splat_i(-Traits<T>::kZero * s0), second = splat_i(-Traits<T>::kZero * s1);
-            for (int g = 0; g < 4; ++g) {
-                first = dot4<T>(first, w[g], x + 4 * g);
-                second = dot4<T>(second, w[g + 4], x + 16 + 4 * g);
+    for (int i = 0; i < B * N; ++i) out[i] = f32x16{};
+    for (int u = 0; u < units; ++u) {
+        for (int b = 0; b < B; ++b) {
+            const std::uint8_t* at = block + b * bytes;
+            const std::uint8_t* quants = at + (std::size_t)u * kQuants<T>;
+            const std::uint8_t* scales = at + (std::size_t)units * kQuants<T>;
+            const std::uint8_t* super = scales + (std::size_t)units * kScales<T>;
+            for (int i = 0; i < kQuants<T>; i += 64) __builtin_prefetch(quants + kFetch + i);
+            u8x64 w[8];
+            bytes_of<T>(quants, w);
+            const Scales c = scales_of<T>(scales + (std::size_t)u * kScales<T>,
+                                          super + (std::size_t)(u / 8) * kSuper<T>);
+            for (int n = 0; n < N; ++n) {
+                const std::int8_t* x = q[n] + 32 * u;
+                const int s0 = s[n][2 * u], s1 = s[n][2 * u + 1];
+                i32x16 first = splat_i(-Traits<T>::kZero * s0);
+                i32x16 second = splat_i(-Traits<T>::kZero * s1);
+                for (int g = 0; g < 4; ++g) {
+                    first = dot4<T>(first, w[g], x + 4 * g);
+                    second = dot4<T>(second, w[g + 4], x + 16 + 4 * g);
+                }
+                f32x16& sum = out[b * N + n];
+                if constexpr (T == Q6_K)
+                    sum += (to_float(first) * c.first + to_float(second) * c.second) * d[n][u];
+                else
+                    sum += to_float(first + second) * (c.first * d[n][u]);
+                if constexpr (kMinimum<T>) sum -= c.minimum * (d[n][u] * (float)(s0 + s1));
             }
-            if constexpr (T == Q6_K)
-                out[n] += (to_float(first) * c.first + to_float(second) * c.second) * d[n][b];
-            else
-                out[n] += to_float(first + second) * (c.first * d[n][b]);
-            if constexpr (kMinimum<T>) out[n] -= c.minimum * (d[n][b] * (float)(s0 + s1));
         }
     }
 }
@@ -455,9 +453,17 @@ APR_INLINE void put(const Target& t, int token, int row, f32x16 v) {
 template <int T, int N>
 APR_INLINE void few_packed(const Weight& w, const Activation& a, int token, int first, int count,
                            const Target& target, std::size_t bytes) {
-    for (int b = first; b < first + count; ++b) {
+    constexpr int B = N == 1 ? kStreams : 1;
+    int b = first;
+    for (; b + B <= first + count; b += B) {
+        f32x16 out[B * N];
+        dot_blocks<T, N, B>(w.data + b * bytes, bytes, a, token, out);
+        for (int i = 0; i < B; ++i)
+            for (int n = 0; n < N; ++n) put(target, token + n, 16 * (b + i), out[i * N + n]);
+    }
+    for (; b < first + count; ++b) {
         f32x16 out[N];
-        dot_block<T, N>(w.data + b * bytes, a, token, out);
+        dot_blocks<T, N, 1>(w.data + b * bytes, bytes, a, token, out);
         for (int n = 0; n < N; ++n) put(target, token + n, 16 * b, out[n]);
     }
 }

@@ -289,7 +289,7 @@ void many_float(const Weight& w, const Activation& a, int first, int count, cons
 // True if done here; else the tokens are too few, or 8-bit products are the best there is.
 bool many(const Weight& w, const Activation& a, int first, int count, const Target& target,
           void* scratch) {
-    if (a.tokens <= kFew) return false;
+    if (a.tokens <= kFew || a.apart) return false;
 #if defined(APR_BF16_PANELS)
     if (w.type != F32) {
         many_bf16(w, a, first, count, target, (std::uint8_t*)scratch);

@@ -18,6 +18,7 @@
 #if defined(__linux__) || defined(__APPLE__)
 #include <sched.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "apr_native.h"
@@ -82,6 +83,12 @@ class Barrier {
   public:
     explicit Barrier(int threads) : threads_(threads) {}
     void wait() {
+        wait([] { pause(); });
+    }
+    // Until all have come; `idle` is called again and again meanwhile and takes no time worth
+    // speaking of.
+    template <class F>
+    void wait(const F& idle) {
         if (threads_ == 1) return;
         const int phase = phase_.load(std::memory_order_relaxed);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
@@ -90,7 +97,7 @@ class Barrier {
             return;
         }
         for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
-            pause();
+            idle();
             if (spins > 1000) sched_yield();  // perhaps the other one has no processor: give it this one
         }
     }
@@ -213,6 +220,7 @@ enum Kind {
     kExpand = 13,
 };
 
+constexpr std::size_t kAhead = 256 << 10;  // bytes a waiting thread reads ahead, a part of its cache
 constexpr int kStages = 8;  // how often one operation may hand out work
 
 struct Cache {
@@ -226,6 +234,11 @@ struct Private {  // a thread's own: the activation of a single token, and room 
     std::uint8_t* scratch = nullptr;
     float* row = nullptr;
 };
+
+std::size_t piece_bytes(const Weight& w) {  // of 16 rows
+    const int bytes = float_bytes(w.type);
+    return bytes ? (std::size_t)16 * w.columns * bytes : row_block_bytes(w.type, w.columns);
+}
 
 std::size_t activation_bytes(std::size_t tokens, std::size_t padded) {
     const std::size_t tall = (tokens + 31) / 32 * 32;
@@ -251,13 +264,29 @@ Activation lay_out(std::uint8_t* p, std::size_t tokens, std::size_t padded) {
 }
 
 struct Model {
-    Model(int threads, const Kernels* k) : kernels(k), pool(threads), own(threads) {}
+    Model(int threads, const Kernels* k)
+        : kernels(k), process(getpid()), pool(std::make_unique<Pool>(threads)), own(threads) {}
+    ~Model() {
+        if (getpid() != process) (void)pool.release();
+    }
+
+    // A forked child has no threads but its own: it starts others. Those of its parent, whatever
+    // they were at, are left alone for good, for nothing can be said of their locks here.
+    void settle() {
+        if (getpid() == process) return;
+        const int threads = pool->threads();
+        (void)pool.release();
+        pool = std::make_unique<Pool>(threads);
+        process = getpid();
+    }
 
     const Kernels* kernels;
-    Pool pool;
+    pid_t process;
+    std::unique_ptr<Pool> pool;
     std::vector<Weight> weights;
     std::vector<const float*> vectors;
     std::vector<AprOp> ops;
+    std::vector<int> next;  // the product that follows an operation; -1: none, or experts come first
     std::vector<std::int32_t> widths;
     std::vector<float*> buffers;
     std::unique_ptr<Pages> memory;
@@ -303,15 +332,61 @@ void make_room(Model& m) {
     m.widest = (int)padded;
 }
 
+// Pieces 0 to `pieces` for a product of one token: half of what is left goes to the threads in equal
+// parts, round after round, so that all end together. The first part of each thread is known
+// beforehand (what it will read can be fetched early); the others go to whoever comes.
+class Parts {
+  public:
+    Parts(int pieces, int threads) : pieces_(pieces), threads_(threads), size_(round()) {}
+    // Move on to the part of that number; false behind the last.
+    bool seek(int number) {
+        for (; number_ < number; ++number_) {
+            first_ += size_;
+            if ((number_ + 1) % threads_ == 0) size_ = round();
+        }
+        return first_ < pieces_;
+    }
+    int first() const { return first_; }
+    int count() const { return first_ + size_ < pieces_ ? size_ : pieces_ - first_; }
+
+  private:
+    int round() const {
+        const int n = (pieces_ - first_) / (2 * threads_);
+        return n < 1 ? 1 : n;
+    }
+    const int pieces_, threads_;
+    int number_ = 0, first_ = 0, size_;
+};
+
+// What a waiting thread reads meanwhile: the weights of its next product, into its own cache.
+struct Ahead {
+    const char* at = nullptr;
+    const char* end = nullptr;
+    void operator()() {
+        if (at >= end) return pause();
+        for (int i = 0; i < 4; ++i) __builtin_prefetch(at + 64 * i, 0, 2);
+        at += 256;
+    }
+};
+
+// Tokens of one sequence, one after the other; or (`positions` given) rows that are each a further
+// token of a sequence of their own, computed exactly as each would be alone.
 struct Pass {
     Model& m;
-    Cache* cache;
+    Cache* const* caches;
     const std::int32_t* ids;
     int count;
     std::int64_t past;
+    const std::int64_t* positions;
     const float* const* angles;
     float* logits;
     int last;
+
+    bool rows() const { return positions != nullptr; }
+    std::int64_t position(int t) const { return rows() ? positions[t] : past + t; }
+    const LayerCache& layer(int t, int layer) const {
+        return caches[rows() ? t : 0]->layers[layer];
+    }
 };
 
 // A token's experts and their weights, as apr/model/moe.py chooses them.
@@ -370,9 +445,11 @@ void walk(const Pass& p, int thread) {
     Model& m = p.m;
     const Kernels& k = *m.kernels;
     Private& own = m.own[thread];
-    const int threads = m.pool.threads();
+    const int threads = m.pool->threads();
     Activation current{};
     int columns = p.count;  // tokens that the current activation has
+    Ahead ahead;
+    int ahead_of = -1;
     const auto buffer = [&](int i) { return i < 0 ? p.logits : m.buffers[i]; };
     const auto width = [&](int i) { return (std::size_t)(i < 0 ? 0 : m.widths[i]); };
 
@@ -397,6 +474,15 @@ void walk(const Pass& p, int thread) {
             const int n = pieces / (threads * 6);
             return n < 1 ? 1 : n % 2 ? n + 1 : n;
         };
+        const auto share_rows = [&](int rows, const auto& work) {
+            const int pieces = (rows + 15) / 16;
+            if (columns > 8 || threads == 1) return share(pieces, chunk(pieces), work);
+            std::atomic<int>& counter = m.counters[index * kStages + stage++];
+            Parts parts(pieces, threads);
+            for (int number = thread; parts.seek(number);
+                 number = threads + counter.fetch_add(1, std::memory_order_relaxed))
+                work(parts.first(), parts.count());
+        };
         switch (op.kind) {
             case kEmbed: {
                 float* out = buffer(op.a[0]);
@@ -408,7 +494,7 @@ void walk(const Pass& p, int thread) {
                         if (op.f[0] != 0)
                             for (int i = 0; i < w.columns; ++i) x[i] *= op.f[0];
                         if (op.a[2] >= 0) {
-                            k.unpack_row(m.weights[op.a[2]], (int)(p.past + t), own.row);
+                            k.unpack_row(m.weights[op.a[2]], (int)p.position(t), own.row);
                             for (int i = 0; i < w.columns; ++i) x[i] += own.row[i];
                         }
                     }
@@ -423,7 +509,8 @@ void walk(const Pass& p, int thread) {
                 current.tokens = columns;
                 current.width = n;
                 current.padded = (n + 31) / 32 * 32;
-                const int wanted = columns > 8 ? op.a[6] : op.a[5];
+                current.apart = p.rows();
+                const int wanted = columns > 8 && !p.rows() ? op.a[6] : op.a[5];
                 const float* x = buffer(op.a[0]) + (std::size_t)skip * n;
                 const auto one = [&](int t) {
                     const float* from = x + (std::size_t)t * n;
@@ -440,7 +527,7 @@ void walk(const Pass& p, int thread) {
                     share(columns, 1, [&](int first, int c) {
                         for (int t = first; t < first + c; ++t) one(t);
                     });
-                    m.pool.barrier().wait();
+                    m.pool->barrier().wait();
                 }
                 break;
             }
@@ -448,8 +535,7 @@ void walk(const Pass& p, int thread) {
                 const Weight& w = m.weights[op.a[0]];
                 const std::size_t stride = op.a[1] < 0 ? (std::size_t)w.rows : width(op.a[1]);
                 float* out = buffer(op.a[1]) + op.a[2];
-                const int pieces = (w.rows + 15) / 16;
-                share(pieces, chunk(pieces), [&](int first, int n) {
+                share_rows(w.rows, [&](int first, int n) {
                     k.matmul(w, current, first, n, out, (std::ptrdiff_t)stride, m.vector(op.a[3]),
                              op.a[4] != 0, own.scratch);
                 });
@@ -459,8 +545,7 @@ void walk(const Pass& p, int thread) {
                 const Weight &gate = m.weights[op.a[0]], &up = m.weights[op.a[1]];
                 float *out = buffer(op.a[2]), *side = buffer(op.a[6]);
                 const std::size_t stride = width(op.a[2]);
-                const int pieces = (gate.rows + 15) / 16;
-                share(pieces, chunk(pieces), [&](int first, int n) {
+                share_rows(gate.rows, [&](int first, int n) {
                     k.matmul(gate, current, first, n, out, (std::ptrdiff_t)stride,
                              m.vector(op.a[4]), false, own.scratch);
                     k.matmul(up, current, first, n, side, (std::ptrdiff_t)stride, m.vector(op.a[5]),
@@ -492,10 +577,11 @@ void walk(const Pass& p, int thread) {
                 break;
             }
             case kStore: {
-                LayerCache& c = p.cache->layers[op.a[3]];
+                const LayerCache& shape = p.layer(0, op.a[3]);
+                const int kv_heads = shape.kv_heads, value_width = shape.value_width;
                 float *q = buffer(op.a[0]), *key = buffer(op.a[1]);
                 const float* value = buffer(op.a[2]);
-                const int heads = op.a[8], half = op.a[10], kw = c.key_width;
+                const int heads = op.a[8], half = op.a[10], kw = shape.key_width;
                 const float* cos = op.a[6] ? p.angles[2 * (op.a[6] - 1)] : nullptr;
                 const float* sin = op.a[6] ? p.angles[2 * (op.a[6] - 1) + 1] : nullptr;
                 const auto turn = [&](float* x, int t, int vector) {
@@ -505,7 +591,7 @@ void walk(const Pass& p, int thread) {
                         k.rope(x, cos + (std::size_t)t * half, sin + (std::size_t)t * half, half,
                                op.a[7] != 0);
                 };
-                const int per_token = heads + c.kv_heads;
+                const int per_token = heads + kv_heads;
                 share(p.count * per_token, p.count > 8 ? per_token : 2, [&](int first, int n) {
                     for (int i = first; i < first + n; ++i) {
                         const int t = i / per_token, h = i % per_token;
@@ -513,20 +599,35 @@ void walk(const Pass& p, int thread) {
                             turn(q + ((std::size_t)t * heads + h) * kw, t, op.a[4]);
                         } else {
                             const int g = h - heads;
-                            float* x = key + ((std::size_t)t * c.kv_heads + g) * kw;
+                            float* x = key + ((std::size_t)t * kv_heads + g) * kw;
                             turn(x, t, op.a[5]);
-                            k.cache_store(c, g, p.past + t, x,
-                                          value + ((std::size_t)t * c.kv_heads + g) * c.value_width);
+                            k.cache_store(p.layer(t, op.a[3]), g, p.position(t), x,
+                                          value + ((std::size_t)t * kv_heads + g) * value_width);
                         }
                     }
                 });
                 break;
             }
             case kAttend: {
-                const LayerCache& c = p.cache->layers[op.a[2]];
+                const LayerCache& c = p.layer(0, op.a[2]);
                 const int heads = op.a[5], group = heads / c.kv_heads;
                 const Attention a{heads, c.kv_heads, c.key_width, c.value_width, op.a[3],
                                   op.f[0], op.f[1], m.vector(op.a[4])};
+                if (p.rows()) {
+                    const int tiles = (group + 7) / 8, per_row = tiles * c.kv_heads;
+                    share(p.count * per_row, 1, [&](int first, int n) {
+                        for (int i = first; i < first + n; ++i) {
+                            const std::size_t t = i / per_row * heads;
+                            const int from = i % per_row / c.kv_heads * 8;
+                            k.attend(a, p.layer(i / per_row, op.a[2]), i % c.kv_heads,
+                                     p.position(i / per_row), from,
+                                     from + 8 < group ? from + 8 : group,
+                                     buffer(op.a[0]) + t * c.key_width,
+                                     buffer(op.a[1]) + t * c.value_width, own.scratch);
+                        }
+                    });
+                    break;
+                }
                 const int rows = p.count * group, tiles = (rows + 7) / 8;
                 share(tiles * c.kv_heads, 1, [&](int first, int n) {
                     for (int i = first; i < first + n; ++i) {
@@ -570,7 +671,7 @@ void walk(const Pass& p, int thread) {
                               &m.route_expert[(std::size_t)t * chosen],
                               &m.route_weight[(std::size_t)t * chosen]);
                 });
-                m.pool.barrier().wait();
+                m.pool->barrier().wait();
                 if (thread == 0) {  // sort the rows by expert, tokens in order
                     std::vector<int>& start = m.route_start;
                     start.assign(experts + 1, 0);
@@ -582,16 +683,17 @@ void walk(const Pass& p, int thread) {
                         m.route_token[m.route_place[i]] = i / chosen;
                     }
                 }
-                m.pool.barrier().wait();
+                m.pool->barrier().wait();
                 const Weight* weights = &m.weights[op.a[3]];
                 const auto every = [&](int type) {
-                    return k.forms(type, 1) | (p.count > 8 ? k.forms(type, 1 << 20) : 0);
+                    return k.forms(type, 1) | (p.count > 8 && !p.rows() ? k.forms(type, 1 << 20) : 0);
                 };
                 const auto spread = [&](const float* from, int width, int wanted, bool gathered) {
                     current = m.shared;
                     current.tokens = rows;
                     current.width = width;
                     current.padded = (width + 31) / 32 * 32;
+                    current.apart = p.rows();
                     share(rows, 1, [&](int first, int c) {
                         for (int r = first; r < first + c; ++r) {
                             const float* at =
@@ -604,7 +706,7 @@ void walk(const Pass& p, int thread) {
                             k.prepare(at, current, r, wanted);
                         }
                     });
-                    m.pool.barrier().wait();
+                    m.pool->barrier().wait();
                 };
                 const auto of_expert = [&](int e) {
                     const int first = m.route_start[e];
@@ -635,7 +737,7 @@ void walk(const Pass& p, int thread) {
                                  pieces - from < at_once ? pieces - from : at_once);
                         }
                     });
-                    m.pool.barrier().wait();
+                    m.pool->barrier().wait();
                 };
                 spread(x, n, every(weights[0].type) | every(weights[1].type), false);
                 float *gates = buffer(op.a[18]), *side = buffer(op.a[19]), *results = buffer(op.a[20]);
@@ -708,17 +810,17 @@ void walk(const Pass& p, int thread) {
                 break;
             }
             case kLatent: {
-                const LayerCache& c = p.cache->layers[op.a[1]];
+                const int key_width = p.layer(0, op.a[1]).key_width;
                 const int rank = op.a[3], half = op.a[6];
                 const float *cos = p.angles[2 * (op.a[4] - 1)], *sin = p.angles[2 * (op.a[4] - 1) + 1];
                 float* x = buffer(op.a[0]);
                 share(p.count, 1, [&](int first, int n) {
                     for (int t = first; t < first + n; ++t) {
-                        float* row = x + (std::size_t)t * c.key_width;
+                        float* row = x + (std::size_t)t * key_width;
                         k.norm(row, row, rank, m.vector(op.a[2]), nullptr, 1, op.f[0]);
                         k.rope(row + rank, cos + (std::size_t)t * half, sin + (std::size_t)t * half,
                                half, op.a[5] != 0);
-                        k.cache_store(c, 0, p.past + t, row, row);
+                        k.cache_store(p.layer(t, op.a[1]), 0, p.position(t), row, row);
                     }
                 });
                 break;
@@ -735,15 +837,33 @@ void walk(const Pass& p, int thread) {
                 break;
             }
         }
-        if (op.sync) m.pool.barrier().wait();
+        if (!op.sync) continue;
+        if (threads == 1 || p.count > 8 || m.next[index] < 0) {
+            m.pool->barrier().wait();
+            continue;
+        }
+        if (ahead_of != m.next[index]) {
+            ahead_of = m.next[index];
+            const Weight& w = m.weights[m.ops[ahead_of].a[0]];
+            Parts parts((w.rows + 15) / 16, threads);
+            ahead = Ahead{};
+            if (parts.seek(thread)) {
+                const std::size_t bytes = piece_bytes(w);
+                const std::size_t all = parts.count() * bytes;
+                ahead.at = (const char*)w.data + parts.first() * bytes;
+                ahead.end = ahead.at + (all < kAhead ? all : kAhead);
+            }
+        }
+        m.pool->barrier().wait([&] { ahead(); });
     }
 }
 
 void run(const Pass& p) {
     Model& m = p.m;
+    m.settle();
     for (std::size_t i = 0; i < m.ops.size() * kStages; ++i)
         m.counters[i].store(0, std::memory_order_relaxed);
-    m.pool.run([&](int thread) { walk(p, thread); });
+    m.pool->run([&](int thread) { walk(p, thread); });
 }
 
 std::size_t element(int type) { return type == 0 ? 4 : type == 1 ? 2 : 1; }
@@ -776,9 +896,10 @@ int64_t apr_packed_bytes(int type, int64_t rows, int64_t columns) {
 
 void apr_pack(void* model, int type, int rows, int columns, const void* source, void* target) {
     Model& m = *static_cast<Model*>(model);
+    m.settle();
     const int blocks = (rows + 15) / 16;
     std::atomic<int> next{0};
-    m.pool.run([&](int) {
+    m.pool->run([&](int) {
         for (int first; (first = next.fetch_add(8)) < blocks;)
             apr::pack(type, rows, columns, static_cast<const std::uint8_t*>(source), first,
                       blocks - first < 8 ? blocks - first : 8, static_cast<std::uint8_t*>(target));
@@ -821,6 +942,12 @@ void apr_set_program(void* model, const AprOp* ops, int count, const int32_t* wi
         }
         m.ops[i].a[5] = few;
         m.ops[i].a[6] = many;
+    }
+    m.next.assign(count, -1);
+    for (int i = count - 2; i >= 0; --i) {
+        const int kind = m.ops[i + 1].kind;
+        if (kind == apr::kMatmul || kind == apr::kGated) m.next[i] = i + 1;
+        else if (kind != apr::kExperts) m.next[i] = m.next[i + 1];
     }
     apr::make_room(m);
 }
@@ -867,7 +994,16 @@ void apr_cache_free(void* cache) { delete static_cast<apr::Cache*>(cache); }
 void apr_run(void* model, void* cache, const int32_t* ids, int count, int64_t past,
              const float* const* angles, float* logits, int last) {
     Model& m = *static_cast<Model*>(model);
-    apr::run({m, static_cast<apr::Cache*>(cache), ids, count, past, angles, logits, last});
+    apr::Cache* const one = static_cast<apr::Cache*>(cache);
+    apr::run({m, &one, ids, count, past, nullptr, angles, logits, last});
+}
+
+void apr_run_rows(void* model, void* const* caches, const int64_t* positions, const int32_t* ids,
+                  int count, const float* const* angles, float* logits) {
+    Model& m = *static_cast<Model*>(model);
+    std::vector<apr::Cache*> own;
+    for (int i = 0; i < count; ++i) own.push_back(static_cast<apr::Cache*>(caches[i]));
+    apr::run({m, own.data(), ids, count, 0, positions, angles, logits, count});
 }
 
 void apr_unpack_row(void* model, int weight, int row, float* out) {
@@ -877,6 +1013,7 @@ void apr_unpack_row(void* model, int weight, int row, float* out) {
 
 void apr_matmul(void* model, int weight, const float* x, int tokens, float* out) {
     Model& m = *static_cast<Model*>(model);
+    m.settle();
     const apr::Weight& w = m.weights[weight];
     const int padded = (w.columns + 31) / 32 * 32;
     apr::Pages room(apr::activation_bytes(tokens, padded) + 4096);
@@ -889,7 +1026,7 @@ void apr_matmul(void* model, int weight, const float* x, int tokens, float* out)
     const int blocks = (w.rows + 15) / 16;
     std::atomic<int> next{0};
     const std::size_t bytes = apr::scratch_bytes(padded, 64);
-    m.pool.run([&](int) {
+    m.pool->run([&](int) {
         apr::Pages scratch(bytes);
         for (int first; (first = next.fetch_add(4)) < blocks;)
             m.kernels->matmul(w, a, first, blocks - first < 4 ? blocks - first : 4, out, w.rows,
@@ -899,10 +1036,11 @@ void apr_matmul(void* model, int weight, const float* x, int tokens, float* out)
 
 double apr_read_memory(void* model, const void* data, int64_t bytes) {
     Model& m = *static_cast<Model*>(model);
-    const int threads = m.pool.threads();
+    m.settle();
+    const int threads = m.pool->threads();
     std::atomic<std::uint64_t> sink{0};
     const auto start = std::chrono::steady_clock::now();
-    m.pool.run([&](int thread) {
+    m.pool->run([&](int thread) {
         typedef std::uint64_t words __attribute__((vector_size(64)));
         const std::uint8_t* p = static_cast<const std::uint8_t*>(data) + bytes / threads / 256 * 256 * thread;
         words a{}, b{}, c{}, d{};

@@ -55,10 +55,39 @@ APR_INLINE float sum16(f32x16 v) {
     return s;
 #endif
 }
+APR_INLINE int sum16(i32x16 v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i)v);
+#else
+    int s = 0;
+    for (int i = 0; i < 16; ++i) s += v[i];
+    return s;
+#endif
+}
+// The largest magnitude: without their sign, floats order as their bits do, and no number is above all.
+APR_INLINE i32x16 size_bits(f32x16 v) { return (i32x16)v & 0x7fffffff; }
+APR_INLINE i32x16 larger_bits(i32x16 a, i32x16 b) {
+    return (i32x16)choose(a > b, (f32x16)a, (f32x16)b);
+}
+APR_INLINE float largest_size16(i32x16 bits) {
+#if defined(__AVX512F__)
+    const std::int32_t m = _mm512_reduce_max_epi32((__m512i)bits);
+#else
+    std::int32_t m = bits[0];
+    for (int i = 1; i < 16; ++i) m = bits[i] > m ? bits[i] : m;
+#endif
+    float x;
+    std::memcpy(&x, &m, 4);
+    return x;
+}
 APR_INLINE float largest16(f32x16 v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
     float m = v[0];
     for (int i = 1; i < 16; ++i) m = v[i] > m ? v[i] : m;
     return m;
+#endif
 }
 
 APR_INLINE float half_to_float(std::uint16_t h) {

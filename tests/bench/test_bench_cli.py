@@ -71,3 +71,34 @@ def test_two_files_print_the_paired_ratio(checkpoint, capsys):
     out = capsys.readouterr().out
     assert out.count("| pp8 |") == 2
     assert "times the speed of" in out
+
+
+def test_guesses_are_measured_apart_on_a_text_and_nowhere_else(checkpoint, capsys, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("a small text, a small", encoding="utf-8")
+    path = str(checkpoint())
+    flags = ["-p", "0", "-n", "20", "-r", "2", "--device", "cpu", "-t", "1", "--json"]
+    assert run(["bench", path, *flags, "--speculate", "4", "--text", str(text)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [r["test"] for r in found["results"]] == ["tg20", "tg20@text", "tg20@text+4"]
+    plain, guessed = found["results"][1:]
+    assert plain["speculation"] is None
+    assert plain["mbu"] is not None
+    assert guessed["mbu"] is None
+    assert guessed["speculation"]["most"] == 4
+    assert guessed["speculation"]["drafted_tokens"] >= guessed["speculation"]["accepted_tokens"]
+    assert any("guesses were right" in note for note in found["notes"])
+    for flags, what in (
+        (["--speculate", "4"], "write --speculate N --text FILE"),
+        (["--text", str(text)], "write --speculate N --text FILE"),
+        (["--speculate", "65", "--text", str(text)], "is not between 1 and 64"),
+        (
+            ["--speculate", "4", "--text", str(text), "-n", "47"],
+            "do not fit into the context of 48",
+        ),
+        (["--speculate", "4", "--text", str(text), "--against", path], "leave --against out"),
+    ):
+        assert run(["bench", path, "-p", "0", "-r", "1", "--device", "cpu", *flags]) == 2
+        captured = capsys.readouterr()
+        assert what in captured.err
+        assert captured.out == ""

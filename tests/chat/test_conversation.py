@@ -63,6 +63,24 @@ def test_a_real_model_says_the_same_with_the_cache_as_without(chat_apr, template
     assert answer.generation.cached_tokens > 20
 
 
+def test_a_conversation_may_outgrow_the_context_and_says_how_often(chat_apr, template):
+    model = open_text_model(chat_apr, device="cpu", threads=1)
+    talk = Conversation(model, template, system="Be brief.", max_tokens=30, keep=-1)
+    talk.stop_ids = []
+    answers = [talk.ask(f"question {number} of many") for number in range(5)]
+    assert answers[0].generation.context_shifts == 0
+    assert all(len(one.generation.ids) == 30 for one in answers)
+    assert answers[-1].generation.context_shifts >= 1
+    assert len(talk.messages) == 11
+    # What is kept is all up to the first question, and the cache of it is used again.
+    before = template.render(talk.messages).partition("question 0")[0]
+    kept = model.tokenizer.encode(before)
+    assert talk._processed[: len(kept)] == kept
+    assert answers[-1].generation.cached_tokens >= len(kept)
+    with pytest.raises(UsageError, match="200 tokens leave no room in the model's context of 128"):
+        Conversation(model, template, keep=200).ask("hi")
+
+
 def test_transformers_says_the_same_in_a_conversation_of_several_turns(
     chat_apr, template, tmp_path
 ):

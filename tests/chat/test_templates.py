@@ -1,7 +1,10 @@
 """Chat templates against transformers' own rendering; and what a template must not do."""
 
+import time
+
 import pytest
 
+from apr.chat import sandbox
 from apr.chat.templates import BUILT_IN, ChatTemplate
 from apr.errors import InferenceError, InvalidFormat, ModelLoadError, NotFound
 
@@ -144,3 +147,48 @@ def test_what_stands_between_answer_and_question_is_found(chat_tokenizer):
     assert ChatTemplate.of(chat_tokenizer).between() == "<|im_end|>\n<|im_start|>user\n"
     assert ChatTemplate("{{ raise_exception('never') }}").between() == ""
     assert ChatTemplate("{{ messages[-1].content }}").between() == ""
+
+
+ENDLESS = (
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{% for i in range(99999) %}{% for j in range(99999) %}{{ j }}{% endfor %}{% endfor %}",
+    "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "{% block a %}{% for i in range(2000) %}{{ self.a() }}{% endfor %}{% endblock %}",
+    "{% for i in [1, 2] recursive %}{{ loop([1, 2]) if loop.depth < 60 }}{% endfor %}",
+)
+
+
+@pytest.mark.parametrize("source", ENDLESS)
+def test_a_template_without_an_end_is_given_one(source, monkeypatch):
+    monkeypatch.setattr(sandbox, "SECONDS", 0.2)
+    monkeypatch.setattr(sandbox, "SIZE", 500_000)
+    with pytest.raises(InvalidFormat, match=r"fails: (takes longer than 0\.2 sec|writes|max)"):
+        ChatTemplate(source).render(TALK)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("{{ 'ab' * 99999999999 }}", "a value of 199,999,999,998 elements"),
+        ("{{ 999999999 * [1] }}", "a value of 999,999,999 elements"),
+        ("{% set n = namespace(s='ab') %}" + "{% set n.s = n.s ~ n.s %}" * 40, "a value of"),
+        ("{% set n = namespace(s='ab') %}" + "{% set n.s = n.s + n.s %}" * 40, "a value of"),
+        ("{% set s = 'ab' %}" + "{% set s %}{{ s }}{{ s }}{% endset %}" * 40, "writes more than"),
+        ("{{ 10 ** 99999999 }}", "a number of too many digits"),
+        ("{{ 'x' | center(9999999999) }}", "9,999,999,999 is too large"),
+        ("{{ 'x'.ljust(9999999999) }}", "9,999,999,999 is too large"),
+        ("{{ '%9999999999d' % 1 }}", "too wide a format"),
+    ],
+)
+def test_a_template_that_would_fill_the_memory_is_stopped_before(source, says, monkeypatch):
+    monkeypatch.setattr(sandbox, "SIZE", 1_000_000)
+    with pytest.raises(InvalidFormat, match=f"fails: .*{says}"):
+        ChatTemplate(source).render(TALK)
+
+
+def test_a_template_has_its_time_each_time_anew(monkeypatch):
+    monkeypatch.setattr(sandbox, "SECONDS", 0.2)
+    template = ChatTemplate("{% for i in range(9) %}{{ i ~ '-' + 'x' * 2 }}{% endfor %}")
+    for _ in range(3):
+        assert template.render(TALK).startswith("0-xx1-xx")
+        time.sleep(0.1)

@@ -63,6 +63,7 @@ def test_a_model_without_a_template_is_an_error_that_says_what_to_do(apr, plain_
         ("{{ raise_exception('roles must alternate') }}", 8, "refuses this conversation: roles"),
         ("{% for %}", 4, "is no valid Jinja"),
         ("{{ nothing.at.all }}", 4, "fails"),
+        ("{{ 'x' * 99999999999 }}", 4, "fails: makes a value of 99,999,999,999 elements"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", 4, "fails"),
     ],
 )

@@ -87,6 +87,32 @@ def test_every_setting_reaches_the_sampler(apr, plain_apr):
     assert again.ids == document["ids"]
 
 
+def test_guessed_tokens_leave_the_text_as_it_is(apr, plain_apr):
+    flags = [] if not lacking else ["--kernels", "torch"]
+    code, out, _ = apr("run", plain_apr, PROMPT * 4, "-n", 60, *flags)
+    again = apr("run", plain_apr, PROMPT * 4, "-n", 60, "--json", "--speculate", 8, *flags)
+    document = json.loads(again[1])
+    assert (code, again[0], document["text"]) == (0, 0, out)
+    assert document["statistics"]["drafted_tokens"] >= document["statistics"]["accepted_tokens"] > 0
+    code, out, err = apr(
+        "run", plain_apr, PROMPT, "--speculate", 4, "--kernels", "torch", "--temperature", 1
+    )
+    assert (code, out) == (9, "")
+    assert "speculation: with sampling or penalties it needs the CPU kernels; leave it off" in err
+
+
+def test_a_full_context_goes_on_where_that_is_asked_for(apr, plain_apr):
+    code, out, _ = apr("run", plain_apr, PROMPT, "-n", 300, "--ignore-eos", "--context-shift",
+                       "--keep", 4, "--json")  # fmt: skip
+    document = json.loads(out)
+    assert (code, len(document["ids"])) == (0, 300)
+    assert document["statistics"]["stop_reason"] == "length"
+    assert document["statistics"]["context_shifts"] > 1
+    code, _, err = apr("run", plain_apr, PROMPT, "-n", 200, "--ignore-eos", "--context-shift", "-v")
+    assert code == 0
+    assert "the context was shifted" in err
+
+
 def test_a_stop_string_ends_the_text_before_it(apr, plain_apr, expected):
     stop = expected[5:8]
     code, out, _ = apr("run", plain_apr, PROMPT, "-n", 20, "--stop", stop, "--stop", "never")
@@ -107,6 +133,15 @@ def test_a_stop_string_ends_the_text_before_it(apr, plain_apr, expected):
         ([PROMPT, "--top-p", "1.5"], 2, "top_p"),
         ([PROMPT, "--stop", ""], 2, "a stop string is empty"),
         ([PROMPT, "--dtype", "float8"], 2, "float8"),
+        ([PROMPT, "--keep", "4"], 2, "--keep: has no effect alone; add --context-shift"),
+        ([PROMPT, "--context-shift", "--keep", "-2"], 2, "--keep: -2 is negative"),
+        (
+            [PROMPT, "--context-shift", "--keep", "127"],
+            2,
+            "127 tokens leave no room in the model's",
+        ),
+        (["word " * 200, "--context-shift"], 8, "prompt tokens are too many"),
+        ([PROMPT, "--speculate", "0"], 2, "speculate: 0 is not between 1 and 64"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
 )

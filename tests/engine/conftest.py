@@ -1,14 +1,17 @@
 """Small models in memory, with weights far enough from zero that every part matters."""
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from apr.architecture import Architecture
+from apr.dtypes import DTYPES
 from apr.formats.opened import OpenedModel
 from apr.model.decoder import Decoder, initialize
-from apr.tensors import from_torch
+from apr.tensors import Tensor, from_torch
 
 
 def make_architecture(**changes) -> Architecture:
@@ -48,5 +51,27 @@ def build():
     def make(dtype=torch.float32, tokenizer=None, seed=1, **changes):
         decoder = make_decoder(make_architecture(**changes), seed)
         return decoder, make_model(decoder, dtype, tokenizer)
+
+    return make
+
+
+@pytest.fixture
+def quantized():
+    """`quantized(model, name)`: the model with matrices of another type, and with what they
+    decode to.
+    """
+
+    def make(model, name):
+        gguf = pytest.importorskip("gguf")
+        stored, decoded = dict(model.tensors), dict(model.tensors)
+        for key, tensor in model.tensors.items():
+            if len(tensor.shape) == 2:
+                raw = gguf.quants.quantize(tensor.float32(), gguf.GGMLQuantizationType[name])
+                raw = np.ascontiguousarray(raw).reshape(-1).view(np.uint8)
+                stored[key] = Tensor(key, DTYPES[name], tensor.shape, lambda raw=raw: raw)
+                decoded[key] = from_torch(key, torch.from_numpy(stored[key].float32().copy()))
+        return dataclasses.replace(model, tensors=stored), dataclasses.replace(
+            model, tensors=decoded
+        )
 
     return make

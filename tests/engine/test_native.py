@@ -8,10 +8,9 @@ import torch
 
 from apr import engine as engines
 from apr import native
-from apr.dtypes import DTYPES
 from apr.errors import FeatureUnavailable, UsageError
 from apr.formats.opened import OpenedModel
-from apr.tensors import Tensor, from_torch
+from apr.tensors import from_torch
 
 if native.unavailable():
     pytest.skip(native.unavailable(), allow_module_level=True)
@@ -126,19 +125,6 @@ def test_a_window_is_rewound_as_far_as_it_still_holds_what_is_seen(build):
     assert np.abs(session.decode(7) - fresh.decode(7)).max() < 2e-5
 
 
-def quantized(model, name):
-    """The same model with its matrices in another type, and one with what these decode to."""
-    gguf = pytest.importorskip("gguf")
-    stored, decoded = dict(model.tensors), dict(model.tensors)
-    for key, tensor in model.tensors.items():
-        if len(tensor.shape) == 2:
-            raw = gguf.quants.quantize(tensor.float32(), gguf.GGMLQuantizationType[name])
-            raw = np.ascontiguousarray(raw).reshape(-1).view(np.uint8)
-            stored[key] = Tensor(key, DTYPES[name], tensor.shape, lambda raw=raw: raw)
-            decoded[key] = from_torch(key, torch.from_numpy(stored[key].float32().copy()))
-    return dataclasses.replace(model, tensors=stored), dataclasses.replace(model, tensors=decoded)
-
-
 @pytest.mark.parametrize(
     ("name", "steps", "prompts"),
     # Shares of the largest logit. Activations in float32, in 8 bits (steps of 1/127 of the largest
@@ -146,7 +132,7 @@ def quantized(model, name):
     [("F16", 2e-5, 1e-4), ("BF16", 2e-5, 2e-2), ("Q8_0", 3e-2, 3e-2), ("Q4_0", 3e-2, 3e-2),
      ("Q5_1", 3e-2, 3e-2), ("TQ2_0", 3e-2, 3e-2), ("MXFP4", 3e-2, 3e-2)],
 )  # fmt: skip
-def test_stored_types_are_computed_as_what_they_decode_to(build, name, steps, prompts):
+def test_stored_types_are_computed_as_what_they_decode_to(build, quantized, name, steps, prompts):
     _, model = build(hidden_size=256, head_dim=64, intermediate_size=512, num_layers=2)
     stored, decoded = quantized(model, name)
     prompt = ids(29)

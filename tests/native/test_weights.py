@@ -140,3 +140,14 @@ def test_types_and_rows_without_a_kernel_are_known_before_anything_is_packed(lib
     assert packed_bytes(DTYPES["Q4_K"], 16, 128) is None
     assert packed_bytes(DTYPES["F16"], 16, 7) == 0
     assert packed_bytes(DTYPES["Q2_K"], 16, 256) is None
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *HALVES])
+def test_each_of_a_few_tokens_gets_to_the_bit_what_it_gets_alone(model, name):
+    rng = np.random.default_rng(8)
+    for rows, columns in shapes(name):
+        weight = add(model, name, rows, columns, stored(name, rows, columns, rng))
+        x = rng.standard_normal((8, columns)).astype(np.float32)
+        alone = np.concatenate([model.matmul(weight, row[None]) for row in x])
+        for tokens in (2, 3, 4, 7, 8):
+            assert np.array_equal(model.matmul(weight, x[:tokens]), alone[:tokens]), (rows, tokens)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from apr import contracts, qa
-from apr.engine.engine import Engine, Session
+from apr.engine import Engine, Session
 from apr.formats import open_model, write_gguf, write_hf
 from apr.formats.rows import permuted
 from apr.qa import behaviour, output, weights
