@@ -1,10 +1,14 @@
-"""Choosing a device and a dtype: what is asked for is what runs, or it is an error naming both."""
+"""Choosing a device and a dtype: what is asked for is what runs, or it is an error naming both.
+
+Also how much memory there is to be had, so that what cannot fit is refused before it is begun.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apr.errors import FeatureUnavailable, UsageError
+from apr.errors import FeatureUnavailable, InferenceError, StrPath, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -70,3 +74,67 @@ def pick_dtype(asked: str | None, default: torch.dtype) -> torch.dtype:
     if asked not in table:
         raise UsageError("--dtype", f"{asked!r} is unknown", f"write {', '.join(DTYPE_NAMES)}")
     return table[asked]
+
+
+def available_memory(
+    proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """Bytes that this process can take without swapping: of the machine, or of its control group
+    (a container) where that has less; None where the system does not say.
+    """
+    free = []
+    try:
+        for line in (proc / "meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                free.append(int(line.split()[1]) * 1024)
+        for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
+            if line.startswith("0::"):
+                group = groups / line[3:].lstrip("/")
+                parents = [p for p in group.parents if p.is_relative_to(groups)]
+                free += [left for p in (group, *parents) if (left := _left_in(p)) is not None]
+    except (OSError, ValueError):
+        pass
+    return min(free, default=None)
+
+
+def _left_in(group: Path) -> int | None:
+    """What a control group may still take; pages of files count, for they can be given back."""
+    try:
+        most = (group / "memory.max").read_text(encoding="ascii").strip()
+        if most == "max":
+            return None
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        stat = dict(
+            line.split() for line in (group / "memory.stat").read_text("ascii").splitlines()
+        )
+        return max(0, int(most) - used + int(stat.get("file", 0)))
+    except (OSError, ValueError):
+        return None
+
+
+def require_memory(
+    where: StrPath, what: str, need: int, hint: str, device: torch.device | None = None
+) -> None:
+    """Refuse what `need` bytes do not suffice for, on the CPU or a CUDA device.
+
+    Raises:
+        InferenceError: so many bytes are missing.
+    """
+    if device is not None and device.type == "cuda":
+        import torch
+
+        free: int | None = torch.cuda.mem_get_info(device)[0]
+        place = f"on {device}"
+    else:
+        free, place = available_memory(), "of memory"
+    if free is not None and need > free:
+        raise InferenceError(
+            where,
+            f"{what} {_size(need)}, {_size(free)} {place} are free: {_size(need - free)} are "
+            "missing",
+            hint,
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"

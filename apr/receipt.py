@@ -51,7 +51,9 @@ def commit() -> str | None:
 
 def command_line() -> str:
     """The command as the user could type it again."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    module = program.name == "__main__.py" and program.parent == Path(__file__).parent
+    return shlex.join(["apr" if module else program.name, *sys.argv[1:]])  # python -m apr
 
 
 @cache

@@ -69,7 +69,7 @@ def measure(
                 if probe:
                     probes.append(probe.read())
             bandwidth = (
-                probed(probes, probe.reader)
+                probed(probes, probe.reader, probe.held_bytes)
                 if probe
                 else Bandwidth(nominal, "maker's figure")
                 if nominal is not None

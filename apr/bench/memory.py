@@ -70,7 +70,8 @@ class Probe:
     """Reads a large buffer; keeps it, so that a probe costs no allocation.
 
     On a CPU the kernels' reader does it, on as many threads as are measured with; where the
-    library is missing, PyTorch's sum. `reader` says which.
+    library is missing, PyTorch's sum. `reader` says which, `held_bytes` what of the process' memory
+    is the buffer.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Probe:
         self._clock, self._device = clock, device
         self._native: NativeModel | None = None
         size = _GPU_BUFFER if device.type == "cuda" else _buffer_for_cpu()
+        self.held_bytes = 0 if device.type == "cuda" else size
         missing = unavailable() if device.type == "cpu" and threads else "not asked for"
         if threads and not missing:
             self._native = NativeModel(best_set(), threads)

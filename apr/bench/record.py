@@ -12,7 +12,10 @@ from apr.bench.timing import NOISY, Samples, WarmUp, percentile, relative_spread
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """Bytes/s that memory can be read at: the maker's figure, or probes around the measurement."""
+    """Bytes/s that memory can be read at: the maker's figure, or probes around the measurement.
+
+    `held_bytes` is what the probe itself kept in memory meanwhile.
+    """
 
     bytes_per_second: float
     source: str
@@ -20,6 +23,7 @@ class Bandwidth:
     after: float | None = None
     reader: str = ""
     probes: tuple[float, ...] = ()
+    held_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The bandwidth as JSON-ready values; `probes` before, between and after the rounds."""
@@ -33,11 +37,12 @@ class Bandwidth:
         }
 
 
-def probed(probes: Sequence[float], reader: str) -> Bandwidth:
+def probed(probes: Sequence[float], reader: str, held_bytes: int = 0) -> Bandwidth:
     """The median of probes taken before, between and after the rounds."""
     return Bandwidth(
-        statistics.median(probes), "probed", probes[0], probes[-1], reader, tuple(probes)
-    )
+        statistics.median(probes), "probed", probes[0], probes[-1], reader, tuple(probes),
+        held_bytes,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class _Loaded:
     engine: Engine
     sha256: str
     notes: list[str]
+    peak_rss: int = 0  # once it was loaded
 
 
 def run(
@@ -189,7 +190,7 @@ def _load(
         progress(f"loading {path}")
     model = open_model(path)
     loaded = engine.load(model, *asked)
-    return _Loaded(model, loaded, file_sha256(Path(path)), [])
+    return _Loaded(model, loaded, file_sha256(Path(path)), [], memory.peak_rss() or 0)
 
 
 def _tests(loaded: Sequence[_Loaded], sizes: Sizes) -> list[Test]:
@@ -234,9 +235,16 @@ def _record(loaded: _Loaded, rows: Sequence[Row], floor: float | None) -> Record
         family=model.architecture.family,
         plan=engine.plan.to_json(),
         rows=tuple(rows),
-        peak_rss=memory.peak_rss(),
+        peak_rss=_peak_without_probe(loaded, rows),
         peak_cuda=memory.peak_cuda(engine.device),
         receipt=receipt(engine.plan.device),
         notes=tuple(notes),
         floor=Floor(floor, decode.tokens_per_second) if floor is not None and decode else None,
     )
+
+
+def _peak_without_probe(loaded: _Loaded, rows: Sequence[Row]) -> int | None:
+    """The most memory that loading and computing took; the bandwidth's buffer is not theirs."""
+    peak = memory.peak_rss()
+    held = max((row.bandwidth.held_bytes for row in rows if row.bandwidth), default=0)
+    return None if peak is None else max(loaded.peak_rss, peak - held)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from apr.tokenizer import Tokenizer
 
 MAX_TOKENS = 256
-_HOW = "write it as an argument, --file FILE, or - for stdin"
+_HOW = "write it as an argument, --file FILE, or give it on stdin"
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,20 @@ class Completion:
 
 
 def read_prompt(argument: str | None, file: Path | None, how: str = _HOW) -> str:
-    """The prompt's text, to the byte: an argument, a file, or stdin for `-`; `how` is said of it.
+    """The prompt's text, to the byte: an argument, a file, or stdin for `-` and where neither is
+    given and nobody types; `how` is said of it.
 
     Raises:
         UsageError: there is none, there are two, or it is empty.
         NotFound: the file cannot be read.
         InvalidFormat: it is not UTF-8.
     """
-    if (argument is None) == (file is None):
-        what = "there is none" if argument is None else "is given twice, as text and as --file"
-        raise UsageError("prompt", what, how)
+    if argument is not None and file is not None:
+        raise UsageError("prompt", "is given twice, as text and as --file", how)
+    if argument is None and file is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UsageError("prompt", "there is none", how)
+        argument = "-"
     try:
         if file is not None:
             where, text = str(file), file.read_bytes().decode("utf-8")
@@ -172,4 +176,5 @@ def complete(
         )
     except GenerationStopped as stopped:
         generation = stopped.generations[0]
+    notes = [*model.notes, *notes]
     return Completion(str(model.path), ids, generation, settings, engine.plan.to_json(), notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from apr import receipt
 from apr.chat.completion import room, with_seed
 from apr.chat.templates import ChatTemplate
 from apr.chat.unknown import check_known
-from apr.errors import AprError, InferenceError, UsageError
+from apr.errors import AprError, InferenceError, InvalidFormat, UsageError
 
 if TYPE_CHECKING:
     from apr.chat.opening import TextModel
@@ -76,6 +77,7 @@ class Conversation:
         self._session: Session | None = None
         self._processed: list[int] = []
         self.instruct(system)
+        self._check_question()
 
     def configure(self, sampling: Sampling) -> None:
         """Other settings of `Sampler` from now on.
@@ -142,10 +144,12 @@ class Conversation:
         session, self._session = self._session, None
         keep = self._kept()
         ids, shifts = self._fitting(ids, keep)
-        if len(ids) > self._engine.context:
+        asked = self.max_tokens if keep is None else None
+        if len(ids) + (asked or 1) - 1 > self._engine.context:
+            answer = f" and its answer up to {asked}" if asked else ""
             raise InferenceError(
                 "context",
-                f"the conversation has {len(ids)} tokens, the model's context "
+                f"the conversation has {len(ids)} tokens{answer}, the model's context "
                 f"{self._engine.context}",
                 "ask with fewer words, begin anew with /clear, or run with --context-shift",
             )
@@ -250,6 +254,18 @@ class Conversation:
                 "the model's chat template leaves it out",
                 "put it into the first question, or choose another --template",
             )
+
+    def _check_question(self) -> None:
+        """Refuse a template that leaves questions out: the model would answer something else."""
+        question = "is this question within"
+        with suppress(InferenceError):  # it refuses: in its words, once there is a question
+            text = self.template.render([*self.messages, {"role": "user", "content": question}])
+            if question not in text.lower():
+                raise InvalidFormat(
+                    self.template.where,
+                    "leaves the question out of the prompt",
+                    "choose another: --template chatml or FILE",
+                )
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

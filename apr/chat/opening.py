@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class TextModel:
     """A loaded model that reads and writes text. `recommended` is what its generation config asks
-    for where it samples; empty where it has none, or is greedy.
+    for where it samples; empty where it has none, or is greedy. `notes` are sentences for the user.
     """
 
     path: Path
     engine: Engine
     tokenizer: Tokenizer
     recommended: Sampling
+    notes: tuple[str, ...] = ()
 
 
 def open_text_model(
@@ -45,7 +46,12 @@ def open_text_model(
     opened = open_model(model) if isinstance(model, Path) else model
     tokenizer = opened.require_tokenizer()
     loaded = engine.load(opened, device, dtype, threads, kernels, cache)
-    return TextModel(opened.path, loaded, tokenizer, recommended(opened.metadata))
+    notes = []
+    plan = loaded.plan
+    asked = kernels is not None or dtype is not None or plan.device != "cpu"
+    if not asked and plan.engine.startswith("torch"):
+        notes.append(f"computed by PyTorch, slower than the CPU kernels: {plan.reason}")
+    return TextModel(opened.path, loaded, tokenizer, recommended(opened.metadata), tuple(notes))
 
 
 def recommended(metadata: Mapping[str, Any]) -> Sampling:

@@ -23,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-SECONDS = 5.0
+SECONDS = 3.0
 SIZE = 32_000_000  # characters written, or elements of one value
 _BITS = 100_000  # of a whole number
 _WIDTH = re.compile(r"\d{6}")  # in a format: a field of 100,000 characters, or more

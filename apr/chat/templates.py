@@ -126,7 +126,13 @@ class ChatTemplate:
             ) from error
 
     def between(self) -> str:
-        """What stands between an answer and the next question; empty where it cannot be told."""
+        """What stands between an answer and the next question; empty where it cannot be told.
+
+        Raises:
+            InvalidFormat: the template goes beyond its limits, as it would each time.
+        """
+        from apr.chat.sandbox import TooMuch
+
         first, answer, second = _MARKS
         messages = [
             {"role": "user", "content": first},
@@ -135,7 +141,9 @@ class ChatTemplate:
         ]
         try:
             text = self.render(messages, add_generation_prompt=False)
-        except (InferenceError, InvalidFormat):
+        except (InferenceError, InvalidFormat) as error:
+            if isinstance(error.__cause__, TooMuch):
+                raise
             return ""
         _, found, rest = text.partition(answer)
         middle, ends, _ = rest.partition(second)

@@ -90,6 +90,8 @@ def chat(
             patient=watched,
             over=terminated.is_set,
         )
+        for note in opened.notes:
+            print(f"note: {note}", file=sys.stderr)
         if verbose:
             print(opened.engine.plan, file=sys.stderr)
         if watched:

@@ -18,7 +18,7 @@ Stop = Annotated[
     list[str] | None, typer.Option("--stop", help="The text ends before this; repeatable.")
 ]
 Temperature = Annotated[
-    float | None, typer.Option("--temperature", help="0 takes the most likely token.")
+    float | None, typer.Option("--temperature", "--temp", help="0 takes the most likely token.")
 ]
 TopK = Annotated[int | None, typer.Option("--top-k", help="Draw from this many; 0: all.")]
 TopP = Annotated[

@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from apr.errors import AprError, Interrupted
+from apr.errors import AprError, InferenceError, Interrupted
 
 # verb -> (module below apr.cli, one line of help). The module has `app`, a typer.Typer.
 VERBS: dict[str, tuple[str, str]] = {
@@ -157,7 +157,8 @@ def _unexpected(error: Exception) -> int:
 
         return _fail(explain(error, error.filename or "apr"))
     if isinstance(error, MemoryError):
-        return _fail(AprError("memory", "not enough for this", "use a smaller model or batch"))
+        hint = "use a smaller model, batch or context"
+        return _fail(InferenceError("memory", "there is not enough for this", hint))
     text = str(error).splitlines()[0] if str(error) else "no message"
     return _fail(AprError("internal error", f"{name}: {text}", "set APR_DEBUG=1 for the traceback"))
 

@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def run(
     model: options.Model,
-    prompt: str | None = typer.Argument(None, help="The text to continue; - reads stdin."),
+    prompt: str | None = typer.Argument(None, help="The text to continue; - or a pipe: stdin."),
     file: Path | None = typer.Option(None, "-f", "--file", help="Read the prompt from here."),
     max_tokens: options.MaxTokens = None,
     stop: options.Stop = None,

@@ -21,7 +21,8 @@ from apr import cuda, receipt, rope
 from apr.architecture import FULL, SLIDING
 from apr.cuda import support
 from apr.cuda.graphs import Graphs
-from apr.cuda.pages import PAGE, Held, pools
+from apr.cuda.pages import KEPT, PAGE, Held, pools
+from apr.device import require_memory
 from apr.engine.engine import Engine
 from apr.engine.plan import Plan, stored_types
 from apr.engine.session import Logits, Session
@@ -96,8 +97,11 @@ class CudaSession(Session):
 
     def rewind(self, length: int) -> bool:
         """As `Session.rewind`; a layer with a window may have lost what it would have to see."""
-        if length > self._length or self._changing_angles():
+        if length > self._length or (length and self._cuda.changing_angles()):
             return False
+        if not length:
+            self.reset()
+            return True
         if not all(held.holds(length) for held in self.held):
             return False
         self._length = length
@@ -184,6 +188,21 @@ class CudaEngine(Engine):
         for session, id in zip(rows, ids, strict=True):
             session.advance([id], 1)
         return logits
+
+    def speculation_refusal(self, *, greedy: bool) -> str:
+        """As `Engine.speculation_refusal`: a step of several tokens sums in another order."""
+        if not greedy:
+            return "with sampling or penalties it needs the CPU kernels"
+        return self.changing_angles()
+
+    def cache_bytes(self, positions: int) -> int:
+        """As `Engine.cache_bytes`; a layer with a window holds little more than that."""
+        total = 0
+        for pool in self.pools:
+            most = positions if pool.window is None else pool.window + KEPT + _MOST
+            pages = -(-min(positions, most) // PAGE)
+            total += pages * pool.page * pool.dtype.itemsize
+        return total
 
     def forgets(self, past: int, new: int) -> bool:
         """As `Engine.forgets`."""
@@ -364,13 +383,11 @@ def load_cuda(model: OpenedModel, device: torch.device, cache: str | None) -> Cu
         raise FeatureUnavailable(
             "cache", f"the cuda kernels have none of {kind}", f"write {' or '.join(_CACHES)}"
         )
-    if device.type == "cuda":
-        need, (free, _) = support.weight_bytes(model.tensors), torch.cuda.mem_get_info(device)
-        if need > free:
-            raise InferenceError(
-                model.path,
-                f"its weights need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}: "
-                f"{(need - free) / 1e9:.1f} GB are missing",
-                "quantize the model, or write --device cpu",
-            )
+    require_memory(
+        model.path,
+        "its weights need",
+        support.weight_bytes(model.tensors),
+        "quantize the model, or write --device cpu",
+        device,
+    )
     return CudaEngine(model, device, kind)

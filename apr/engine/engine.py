@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Unpack
 
 import torch
 
+from apr import rope
 from apr.architecture import Architecture
+from apr.device import require_memory
 from apr.engine import loop
 from apr.engine.generation import Generation
 from apr.engine.loop import Writing
@@ -71,6 +73,25 @@ class Engine:
         """A new, empty sequence."""
         return Session(self)
 
+    def speculation_refusal(self, *, greedy: bool) -> str:
+        """Why `Session.verify` cannot be had here, or the same tokens not be promised; "" if all
+        is well. `greedy`: the most likely token is all that is asked of the logits.
+        """
+        if not self.plan.engine.startswith("torch"):
+            return f"{self.plan.engine} cannot check several tokens exactly"
+        if self.dtype != torch.float32:
+            name = str(self.dtype).removeprefix("torch.")
+            return f"several tokens at once round otherwise in {name}; float32 or the CPU kernels"
+        if not greedy:
+            return "with sampling or penalties it needs the CPU kernels"
+        return self.changing_angles()
+
+    def changing_angles(self) -> str:
+        """Why nothing can be taken back from a cache; "" if it can."""
+        kind = (self.architecture.rope_scaling or {}).get("rope_type")
+        changing = kind in rope.BY_LENGTH
+        return f"the angles of rope_type {kind} change with the length" if changing else ""
+
     def decode_batch(self, sessions: Sequence[Session], ids: Sequence[int]) -> Logits:
         """Process one further token of each session in one step; logits `[sessions, vocab]`.
 
@@ -93,6 +114,10 @@ class Engine:
     def cache_bytes_per_token(self) -> float:
         """Bytes of the cache for one position, all layers."""
         return costs.cache_bytes_per_token(self.architecture, self.dtype.itemsize)
+
+    def cache_bytes(self, positions: int) -> int:
+        """Bytes of the cache for so many positions of a sequence."""
+        return int(positions * self.cache_bytes_per_token)
 
     def synchronize(self) -> None:
         """Wait until the device has done all it was given (before a clock is read)."""
@@ -171,19 +196,21 @@ class Engine:
             UsageError: a sampling setting is outside its range.
             GenerationStopped: Ctrl-C came; it carries what there was.
         """
+        room = loop.room(self.context, len(prompt_ids), max_tokens, keep)
+        self._require_cache([len(prompt_ids)], max_tokens, 0 if session is None else session.length)
         session = self.session() if session is None else session
         sampler = Sampler(**sampling)
         lookup = None
         if speculate is not None:
             lookup = PromptLookup(speculate)
-            refusal = session.speculation_refusal(greedy=sampler.greedy)
+            refusal = self.speculation_refusal(greedy=sampler.greedy)
             if refusal:
                 raise FeatureUnavailable("speculation", refusal, "leave it off")
         writing = Writing(
             prompt_ids,
             sampler,
             cached=session.length,
-            room=loop.room(self.context, len(prompt_ids), max_tokens, keep),
+            room=room,
             bounded=max_tokens is not None,
             stops=frozenset(self.stop_ids if stop_ids is None else stop_ids),
             on_token=on_token,
@@ -215,6 +242,7 @@ class Engine:
         settings: list[Sampling] = [{**sampling, "seed": first + n} for n in range(len(prompts))]
         stops = frozenset(self.stop_ids if stop_ids is None else stop_ids)
         rooms = [loop.room(self.context, len(prompt), max_tokens) for prompt in prompts]
+        self._require_cache([len(prompt) for prompt in prompts], max_tokens)
         sessions = [self.session() for _ in prompts]
         writings = [
             Writing(
@@ -239,6 +267,19 @@ class Engine:
     def stop_ids(self) -> tuple[int, ...]:
         """The tokenizer's end-of-text ids; none without a tokenizer."""
         return self.tokenizer.eos_token_ids if self.tokenizer is not None else ()
+
+    def _require_cache(
+        self, prompts: Sequence[int], max_tokens: int | None, cached: int = 0
+    ) -> None:
+        """Refuse what the cache has no memory for: prompts and what was asked to follow them."""
+        positions = [min(self.context, prompt + (max_tokens or 1) - 1) for prompt in prompts]
+        require_memory(
+            "cache",
+            f"{sum(positions):,} positions need",
+            sum(map(self.cache_bytes, positions)) - (self.cache_bytes(cached) if cached else 0),
+            "use a shorter prompt or fewer tokens, or on the CPU --cache int8",
+            self.device,
+        )
 
     def _check(self, ids: Sequence[int], past: int) -> None:
         if len(ids) == 0:

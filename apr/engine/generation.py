@@ -59,7 +59,7 @@ class Generation:
                 f"{self.speculative_passes} passes"
             )
         if self.context_shifts:
-            more += f"; the context was shifted {self.context_shifts} times"
+            more += f"; the context was shifted {self.context_shifts} x"
         after = "no token came" if first is None else f"first token after {first:.3f} s"
         return (
             f"{new} prompt tokens{cached} in {self.prefill_seconds:.3f} s, "

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from apr import receipt
-from apr.device import pick_device
+from apr.device import pick_device, require_memory
 from apr.engine.engine import Engine
 from apr.engine.plan import Plan, choose_dtype, stored_types
-from apr.engine.weights import build
+from apr.engine.weights import build, needed_bytes
 from apr.errors import FeatureUnavailable, StrPath, UsageError
 from apr.formats.opened import OpenedModel
 
@@ -80,14 +80,16 @@ def load(
         dtype: `float32`, `bfloat16`, `float16`; None or `auto` follows `apr.engine.plan`'s rule.
         threads: CPU threads for all of torch in this process; None leaves the setting.
         kernels: `torch`; `native` for the best set of CPU kernels, or a set by its name (`amx`,
-            `avx512`, `avx2`, `portable`); `cuda` for the kernels of a CUDA device; None takes the
-            device's own where they compute the model and no dtype is asked for, else torch; the
-            plan says which.
+            `avx512`, `avx2`, `portable`); `cuda` for those of a CUDA device. None, where no dtype
+            is asked for: on the CPU its kernels, and torch where they were not built; on CUDA its
+            kernels where they compute the model, else torch. The plan says which.
         cache: `float32`, `float16` or (CPU kernels) `int8` for keys and values, not with torch;
             None: as the weights are stored, but no smaller than 16 bits.
 
     Raises:
-        UsageError, FeatureUnavailable: see `pick_device`, `pick_dtype`, `load_native`, `load_cuda`.
+        UsageError, FeatureUnavailable: see `pick_device`, `pick_dtype`, `load_native`, `load_cuda`;
+            a type that the CPU kernels do not have is an error, PyTorch decodes it where it is
+            asked for by name.
         ModelLoadError: the tensors are not those that the architecture needs.
         InferenceError: the weights do not fit.
         NotFound, InvalidFormat: the path cannot be opened.
@@ -119,6 +121,13 @@ def load(
             )
     chosen, reason = choose_dtype(opened.tensors.values(), place, dtype)
     reason = "; ".join(part for part in (reason, refusal) if part)
+    require_memory(
+        opened.path,
+        f"its weights in {str(chosen).removeprefix('torch.')} need",
+        needed_bytes(opened, chosen),
+        "use a smaller --dtype or another device, or free memory",
+        place,
+    )
     decoder, mapped = build(opened, place, chosen)
     name = str(chosen).removeprefix("torch.")
     plan = Plan(
@@ -150,10 +159,10 @@ def _on_own_kernels(
 
         refusal = cuda.why_not(model, place) if kernels is None else ""
         return (None, refusal) if refusal else (cuda.load_cuda(model, place, cache), "")
-    from apr.engine.native import load_native, why_not
+    from apr.engine import native
 
-    refusal = why_not(model) if kernels is None else ""
+    refusal = native.missing() if kernels is None else ""
     if refusal:
         return None, refusal
     name = None if kernels in (None, "native") else kernels
-    return load_native(model, name, threads, cache), ""
+    return native.load_native(model, name, threads, cache), ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +15,12 @@ import torch
 
 from apr import receipt, rope
 from apr.architecture import FULL, SLIDING
+from apr.device import require_memory
 from apr.dtypes import DTYPES
 from apr.engine.engine import Engine
 from apr.engine.plan import Plan, stored_types
 from apr.engine.session import Logits, Session
-from apr.errors import FeatureUnavailable, InferenceError
+from apr.errors import FeatureUnavailable
 from apr.formats.opened import OpenedModel
 from apr.mapped import release
 from apr.model.rotary import Rotary
@@ -95,20 +95,12 @@ class NativeSession(Session):
         """Its keys and values."""
         return self._cache_native
 
-    def speculation_refusal(self, *, greedy: bool) -> str:
-        """As `Session.speculation_refusal`; sampling is no reason: the logits are the same bits."""
-        return self._changing_angles()
-
-    def reset(self) -> None:
-        """As `Session.reset`."""
-        self._length, self._ids = 0, []
-
     def rewind(self, length: int) -> bool:
         """As `Session.rewind`; a layer with a window may have lost what it would have to see."""
         engine = self._native
-        if length > self._length or self._changing_angles():
+        if length > self._length or (length and engine.changing_angles()):
             return False
-        if not engine.holds(length, self._length):
+        if length and not engine.holds(length, self._length):
             return False
         self._length = length
         del self._ids[length:]
@@ -127,7 +119,8 @@ class NativeEngine(Engine):
         self._tables: tuple[npt.NDArray[np.float32] | None, ...] = (None,) * 4
         self._known = 0  # positions that the tables cover
         self._ready = 0  # those at which a step needs nothing but them
-        self._bases, self._stride = (0,) * 4, 0  # where the tables lie, bytes of a row
+        self._bases: tuple[int, ...] = (0,) * 4  # where the tables lie
+        self._stride = 0  # bytes of a row
         started = time.perf_counter()
         self._native = NativeModel(kernels, threads)
         packed = self._load(model)
@@ -250,6 +243,10 @@ class NativeEngine(Engine):
             session.advance([id])
         return logits
 
+    def speculation_refusal(self, *, greedy: bool) -> str:
+        """As `Engine.speculation_refusal`; sampling is no reason: the logits are the same bits."""
+        return self.changing_angles()
+
     def forgets(self, past: int, new: int) -> bool:
         """As `Engine.forgets`."""
         return self._rotary is not None and self._rotary.stale(past, past + new)
@@ -272,6 +269,12 @@ class NativeEngine(Engine):
             layers[:, 3] = blocks
             sizes.append(cache_bytes(layers, self._cache_kind))
         return (sizes[1] - sizes[0]) / _BLOCK
+
+    def cache_bytes(self, positions: int) -> int:
+        """As `Engine.cache_bytes`; a layer with a window holds no more than that."""
+        layers = self._layers.copy()
+        layers[:, 3] = np.minimum(layers[:, 3], -(-positions // _BLOCK) + 1)
+        return cache_bytes(layers, self._cache_kind)
 
     def synchronize(self) -> None:
         """Nothing to wait for: a pass is over when it returns."""
@@ -360,9 +363,9 @@ def _activations(model: OpenedModel, kernels: KernelSet) -> str:
     return "float32, prompts bfloat16" if half and pairs else "float32"
 
 
-def why_not(model: OpenedModel) -> str:
-    """Why the CPU kernels cannot run this model here; "" if they can."""
-    return unavailable() or lacking(model.architecture, model.tensors)
+def missing() -> str:
+    """Why the CPU kernels cannot be used here; "" if they can."""
+    return unavailable()
 
 
 def load_native(
@@ -376,33 +379,22 @@ def load_native(
         InferenceError: the memory does not suffice.
     """
     chosen = best_set(name)
-    missing = lacking(model.architecture, model.tensors)
-    if missing:
+    lack = lacking(model.architecture, model.tensors)
+    if lack:
         raise FeatureUnavailable(
-            "native kernels", missing, "ask for PyTorch's by name: --kernels torch"
+            "native kernels", lack, "ask for PyTorch's by name: --kernels torch"
         )
     main = next(iter(stored_types(model.tensors.values())))
     kind = cache or ("float32" if main == "F32" else "float16")
-    need = sum(
-        packed_bytes(t.dtype, *t.shape) or 0 for t in model.tensors.values() if len(t.shape) == 2
+    require_memory(
+        model.path, "its weights need", weight_bytes(model), "quantize the model, or free memory"
     )
-    free = _available_bytes()
-    if free is not None and need > free:
-        raise InferenceError(
-            model.path,
-            f"its packed weights need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free: "
-            f"{(need - free) / 1e9:.1f} GB are missing",
-            "quantize the model, or free memory",
-        )
     return NativeEngine(model, chosen, threads or torch.get_num_threads(), kind)
 
 
-def _available_bytes() -> int | None:
-    try:
-        with Path("/proc/meminfo").open(encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        return None
-    return None
+def weight_bytes(model: OpenedModel) -> int:
+    """Bytes of the weights in memory, packed or as they are mapped."""
+    return sum(
+        (packed_bytes(t.dtype, *t.shape) if len(t.shape) == 2 else 0) or t.nbytes
+        for t in model.tensors.values()
+    )

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from apr import rope
 from apr.errors import InferenceError
 from apr.model.cache import CacheRows, KVCache
 
@@ -86,34 +84,16 @@ class Session:
         self._ids += ids
         return logits
 
-    def speculation_refusal(self, *, greedy: bool) -> str:
-        """Why `verify` cannot be had here, or the same tokens not be promised; "" if all is well.
-
-        `greedy`: the most likely token is all that is asked of the logits.
-        """
-        if self._engine.dtype != torch.float32:
-            name = str(self._engine.dtype).removeprefix("torch.")
-            return f"several tokens at once round otherwise in {name}; float32 or the CPU kernels"
-        if not greedy:
-            return "with sampling or penalties it needs the CPU kernels"
-        return self._changing_angles()
-
-    def _changing_angles(self) -> str:
-        """Why nothing can be taken back from the cache; "" if it can."""
-        kind = (self._engine.architecture.rope_scaling or {}).get("rope_type")
-        changing = kind in rope.BY_LENGTH
-        return f"the angles of rope_type {kind} change with the length" if changing else ""
-
     def reset(self) -> None:
         """Forget all tokens."""
-        self._cache.length = 0
-        self._ids = []
+        if not self.rewind(0):
+            raise InferenceError("cache", "cannot be begun anew", "leave --context-shift out")
 
     def rewind(self, length: int) -> bool:
         """Forget all but the first `length` tokens; False, and nothing is forgotten, where the
         cache would not be the one that those tokens alone give (angles that follow the length).
         """
-        if length > self.length or self._changing_angles():
+        if length > self.length or (length and self._engine.changing_angles()):
             return False
         self._cache.length = length
         del self._ids[length:]

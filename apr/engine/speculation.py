@@ -44,11 +44,15 @@ class PromptLookup:
             self._ids.append(id)
 
     def propose(self, room: int) -> list[int]:
-        """What may follow the text, at most `room` tokens; nothing where its end is new."""
-        for length in range(min(LONGEST, len(self._ids)), SHORTEST - 1, -1):
-            start = self._after.get(tuple(self._ids[-length:]))
+        """What may follow the text, at most `room` tokens; nothing where its end is new. What
+        repeats itself goes on to: a guess that reaches the text's end is copied from itself.
+        """
+        ids, room = self._ids, min(room, self._most)
+        for length in range(min(LONGEST, len(ids)), SHORTEST - 1, -1):
+            start = self._after.get(tuple(ids[-length:]))
             if start is not None:
-                return self._ids[start : start + max(0, min(room, self._most))]
+                period = len(ids) - start
+                return [ids[start + n % period] for n in range(room)]
         return []
 
     def judged(self, drafted: int, accepted: int) -> None:

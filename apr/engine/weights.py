@@ -54,6 +54,11 @@ def build(model: OpenedModel, device: torch.device, dtype: torch.dtype) -> tuple
     return decoder.eval(), mapped
 
 
+def needed_bytes(model: OpenedModel, dtype: torch.dtype) -> int:
+    """Bytes of the weights in `dtype`; pages of the file count where they are used."""
+    return sum(tensor.num_elements * dtype.itemsize for tensor in model.tensors.values())
+
+
 def assign(module: nn.Module, name: str, weight: torch.Tensor) -> None:
     """Make a tensor the parameter of that name."""
     path, _, leaf = name.rpartition(".")

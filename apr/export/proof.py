@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr import families
+from apr.device import available_memory
 from apr.errors import AprError
 from apr.export import comparison, peers, samples
 from apr.export.report import Check, Outcome, failed, passed, skipped, timed
@@ -388,14 +389,3 @@ def _main_type(model: OpenedModel) -> str:
 def _widened(source: str, target: str) -> bool:
     """Whether every value of the source's type is one of the target's, so nothing was rounded."""
     return target == "F32" and source in ("F16", "BF16")
-
-
-def available_memory() -> int | None:
-    """Bytes that can be used without swapping; None where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None

@@ -159,6 +159,11 @@ def cos_sin(
     """
     angles = positions.float().unsqueeze(-1) * frequencies
     doubled = torch.cat((angles, angles), dim=-1)
+    if doubled.device.type == "cpu":
+        # In float32 torch's cosines are off by a last bit in some processes and not in others (its
+        # threads' first call), and the same file gave two perplexities. Rounded from float64 they
+        # are always the same.
+        doubled = doubled.double()
     return (doubled.cos() * factor).to(dtype), (doubled.sin() * factor).to(dtype)
 
 

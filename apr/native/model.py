@@ -202,9 +202,9 @@ class NativeModel:
     def step(
         self, cache: Cache, token: int, past: int, bases: Sequence[int], stride: int
     ) -> Float32:
-        """Logits `[vocab]` after one token, as `run`; the tables of angles begin at `bases` and have
-        rows of `stride` bytes. As little Python as can be: when the weights have passed through, its
-        code is in none of the processor's caches any more.
+        """Logits `[vocab]` after one token, as `run`; the tables of angles begin at `bases` and
+        have rows of `stride` bytes. As little Python as can be: when the weights have passed
+        through, its code is in none of the processor's caches any more.
         """
         logits = np.empty(self.vocab, dtype=np.float32)
         at, angles = past * stride, self._step_angles

@@ -311,7 +311,7 @@ class Trainer:
             save.publish_best(path, p.run_dir / "model.apr")
         self.save_state()
         save.remove_old(p.run_dir, p.settings.keep_checkpoints, progress.best_epoch)
-        if time.perf_counter() - self._drawn > DRAW_EVERY or progress.step >= p.settings.num_steps:
+        if time.perf_counter() - self._drawn > DRAW_EVERY:
             self.draw()
 
     def draw(self) -> None:

@@ -8,6 +8,9 @@ APR_INLINE u32x16 rounded_bf16(f32x16 x) {  // to nearest even, in the upper hal
     return (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
 }
 
+// Rounding would carry a NaN of all ones over into zero: this one it leaves a NaN.
+APR_INLINE f32x16 quiet(f32x16 x) { return choose(x == x, x, splat(__builtin_nanf(""))); }
+
 int forms(int type, [[maybe_unused]] int tokens) {
     if (layout(type) == nullptr) {
 #if defined(APR_BF16_PANELS)
@@ -36,6 +39,7 @@ void prepare(const float* x, Activation& a, int token, int forms) {
             f32x16 v{};
             if (i + 16 <= n) v = load<f32x16>(x + i);
             else for (int j = i; j < n; ++j) v[j - i] = x[j];
+            v = quiet(v);
             const u32x16 top = rounded_bf16(v);
             store(hi + i, __builtin_convertvector(top >> 16, u16x16));
             if (forms & kBf16Low)

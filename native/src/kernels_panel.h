@@ -17,9 +17,10 @@ APR_INLINE void panel_packed(const std::uint8_t* block, int units, std::uint16_t
         bytes_of<T>(block + (std::size_t)b * kQuants<T>, w);
         const Scales c = scales_of<T>(scales + (std::size_t)b * kScales<T>,
                                       super + (std::size_t)(b / 8) * kSuper<T>);
+        const f32x16 halves[2] = {quiet(c.first), quiet(c.second)}, minimum = quiet(c.minimum);
         for (int g = 0; g < 8; ++g) {
-            const f32x16 scale = g < 4 ? c.first : c.second;
-            const f32x16 zero = scale * (float)-Traits<T>::kZero - c.minimum;
+            const f32x16 scale = halves[g / 4];
+            const f32x16 zero = scale * (float)-Traits<T>::kZero - minimum;
             const u32x16 v = (u32x16)w[g];
             const f32x16 x0 = to_float((i32x16)(v & 0xffu)) * scale + zero;
             const f32x16 x1 = to_float((i32x16)((v >> 8) & 0xffu)) * scale + zero;
@@ -77,7 +78,8 @@ APR_INLINE void panel_rows(const Weight& w, int row, int padded, std::uint16_t* 
                 const f32x16 a = (f32x16)_mm512_cvtph_ps(_mm512_castsi512_si256(raw));
                 const f32x16 b = (f32x16)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(raw, 1));
                 const u32x16 ta = rounded_bf16(a), tb = rounded_bf16(b);
-                const u32x16 la = rounded_bf16(a - as_float(ta)), lb = rounded_bf16(b - as_float(tb));
+                // Of a half's 11 bits no more than 3 are left: nothing to round, and NaN stays NaN.
+                const u32x16 la = as_bits(a - as_float(ta)), lb = as_bits(b - as_float(tb));
                 top[r] = _mm512_inserti64x4(
                     _mm512_castsi256_si512((__m256i)__builtin_convertvector(ta >> 16, u16x16)),
                     (__m256i)__builtin_convertvector(tb >> 16, u16x16), 1);

@@ -21,6 +21,18 @@ def _small_probe(monkeypatch):
     monkeypatch.setattr(memory, "_CPU_BUFFER", 1 << 20)
 
 
+def test_the_probes_buffer_is_no_memory_of_the_model(checkpoint, monkeypatch):
+    """As it is the larger of both, peak memory was the buffer's."""
+    path = checkpoint()
+    monkeypatch.setattr(memory, "peak_rss", lambda: 900 << 20)
+    monkeypatch.setattr(memory, "_CPU_BUFFER", 64 << 20)
+    loaded = dataclasses.replace(verb._load(path, ("cpu", None, 1, None, None), None), peak_rss=5)
+    monkeypatch.setattr(verb, "_load", lambda *_: loaded)
+    assert bench.run(path, SMALL).peak_rss == 900 - 64 << 20
+    loaded = dataclasses.replace(loaded, peak_rss=870 << 20)
+    assert bench.run(path, SMALL).peak_rss == 870 << 20
+
+
 def test_a_record_names_what_ran_on_what(checkpoint):
     path = checkpoint()
     record = bench.run(path, SMALL, device="cpu", threads=1, kernels="torch")

@@ -90,6 +90,9 @@ class Scripted:
 
         return Engine.generate(self, *args, **kwargs)
 
+    def _require_cache(self, *_):
+        """Nothing is kept."""
+
 
 class _Session:
     def __init__(self, engine):

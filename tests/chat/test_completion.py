@@ -26,7 +26,8 @@ def test_a_prompt_comes_from_an_argument_a_file_or_stdin_to_the_byte(tmp_path, m
     assert read_prompt("-", None) == "中\n"
 
 
-def test_no_prompt_two_prompts_and_empty_ones_are_usage_errors(tmp_path):
+def test_no_prompt_two_prompts_and_empty_ones_are_usage_errors(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
     for argument, file in ((None, None), ("a", tmp_path / "b"), ("", None)):
         with pytest.raises(UsageError, match="--file"):
             read_prompt(argument, file)

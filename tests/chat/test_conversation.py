@@ -3,7 +3,7 @@
 import pytest
 
 from apr.chat import ChatTemplate, Conversation, open_text_model
-from apr.errors import InferenceError, UsageError
+from apr.errors import InferenceError, InvalidFormat, UsageError
 from apr.formats import open_model
 from apr.formats.hf_writer import write_hf
 
@@ -142,6 +142,11 @@ def test_a_conversation_that_outgrows_the_context_says_so_and_is_as_it_was(speak
     with pytest.raises(InferenceError, match=r"the conversation has \d+ tokens.*60.*/clear"):
         talk.ask("long " * 60)
     assert talk.messages == before
+    talk.max_tokens = 50
+    with pytest.raises(InferenceError, match=r"tokens and its answer up to 50, .*60.*/clear"):
+        talk.ask("short")
+    assert talk.messages == before
+    talk.max_tokens = None
     talk.reset()
     assert talk.ask("short").text == "ok"
 
@@ -151,6 +156,14 @@ def test_an_answer_may_fill_the_context_and_says_so(speak, template):
     answer = talk.ask("hi")
     assert answer.generation.stop_reason == "context"
     assert answer.generation.prompt_tokens + len(answer.generation.ids) == 61
+
+
+def test_a_template_that_leaves_questions_out_is_an_error(speak):
+    for source in ("hello", "{{ messages[0].role }}: ", "{{ bos_token }}"):
+        with pytest.raises(InvalidFormat, match="template: leaves the question out of the prompt"):
+            Conversation(speak(("never", None)), ChatTemplate(source))
+    for source in ("{{ messages[-1].content | upper }}", "{{ messages | tojson }}"):
+        Conversation(speak(("never", None)), ChatTemplate(source))
 
 
 def test_a_system_prompt_that_the_template_leaves_out_or_refuses_is_an_error(speak):

@@ -26,3 +26,11 @@ def test_a_model_without_a_tokenizer_is_refused_before_its_weights_are_read(plai
     opened = dataclasses.replace(open_model(plain_apr), load_tokenizer=lambda: None, tensors={})
     with pytest.raises(ModelLoadError, match="no embedded tokenizer"):
         open_text_model(opened)
+
+
+def test_where_the_kernels_are_missing_a_note_says_what_computes_instead(plain_apr, monkeypatch):
+    monkeypatch.setattr("apr.engine.native.unavailable", lambda: "CPU kernels: not built: why")
+    [note] = open_text_model(plain_apr, device="cpu").notes
+    assert note.startswith("computed by PyTorch, slower than")
+    assert note.endswith("CPU kernels: not built: why")
+    assert open_text_model(plain_apr, device="cpu", kernels="torch").notes == ()

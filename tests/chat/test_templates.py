@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from apr.chat import sandbox
+from apr.chat import Conversation, sandbox
 from apr.chat.templates import BUILT_IN, ChatTemplate
 from apr.errors import InferenceError, InvalidFormat, ModelLoadError, NotFound
 
@@ -184,6 +184,18 @@ def test_a_template_that_would_fill_the_memory_is_stopped_before(source, says, m
     monkeypatch.setattr(sandbox, "SIZE", 1_000_000)
     with pytest.raises(InvalidFormat, match=f"fails: .*{says}"):
         ChatTemplate(source).render(TALK)
+
+
+def test_a_template_without_an_end_is_waited_for_once(speak, monkeypatch):
+    monkeypatch.setattr(sandbox, "SECONDS", 0.1)
+    template, begun = ChatTemplate(ENDLESS[0]), []
+    original = sandbox.Environment.begin
+    monkeypatch.setattr(
+        sandbox.Environment, "begin", lambda self: begun.append(0) or original(self)
+    )
+    with pytest.raises(InvalidFormat, match=r"takes longer than 0\.1 seconds"):
+        Conversation(speak(), template)
+    assert len(begun) == 1
 
 
 def test_a_template_has_its_time_each_time_anew(monkeypatch):

@@ -129,6 +129,7 @@ def test_the_tokenizers_own_keys_give_way_to_the_tokenizer(save):
     assert metadata["tokenizer.merges"] == ["t 1", "t 2"]
 
 
+@pytest.mark.slow
 def test_a_real_tokenizer_of_151_643_tokens_fits_and_comes_back_whole(tmp_path, architecture):
     folder = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "tokenizers" / "qwen2"
     if not folder.is_dir():

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,30 +19,32 @@ def apr(*args, **kwargs):
     )
 
 
-def imported_by(*args):
+def apr_and_what_it_imports(*args):
+    """The finished process, and the packages that it imported."""
     code = (
-        "import sys; from apr.cli.main import run; run(sys.argv[1:]);"
-        "print('MODULES', *sorted({m.split('.')[0] for m in sys.modules}))"
+        "import sys; from apr.cli.main import run; code = run(sys.argv[1:]);"
+        "print('MODULES', *sorted({m.split('.')[0] for m in sys.modules})); sys.exit(code)"
     )
     out = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
-    return set(out.stdout.rsplit("MODULES", 1)[1].split())
+    out.stdout, _, modules = out.stdout.rpartition("MODULES")
+    return out, set(modules.split())
 
 
 def test_help_lists_every_verb_and_loads_nothing_heavy():
-    out = apr("--help")
+    out, modules = apr_and_what_it_imports("--help")
     assert out.returncode == 0
     for verb in VERBS:
         assert verb in out.stdout
     heavy = {"torch", "numpy", "rich", "tokenizers", "matplotlib", "gguf", "transformers", "yaml"}
-    assert not heavy & imported_by("--help")
+    assert "apr" in modules and not heavy & modules
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself_without_torch(verb):
-    out = apr(verb, "--help")
+    out, modules = apr_and_what_it_imports(verb, "--help")
     assert out.returncode == 0, out.stderr
     assert "Usage: apr" in out.stdout
-    assert "torch" not in imported_by(verb, "--help")
+    assert "apr" in modules and "torch" not in modules
 
 
 def test_an_unknown_verb_is_a_usage_error_on_one_line():
@@ -55,6 +58,15 @@ def test_json_stays_json_when_the_verb_fails():
     out = apr("inspect", "no-such-file.apr", "--json")
     assert out.returncode == 3
     assert json.loads(out.stdout)["error"]["exit_code"] == 3
+
+
+def test_a_receipt_names_the_command_as_it_can_be_typed(monkeypatch):
+    from apr import receipt
+
+    module = Path(receipt.__file__).with_name("__main__.py")
+    for program, name in ((module, "apr"), ("/bin/apr", "apr"), ("/x/__main__.py", "__main__.py")):
+        monkeypatch.setattr(sys, "argv", [str(program), "eval", "a b.gguf"])
+        assert receipt.command_line() == f"{name} eval 'a b.gguf'"
 
 
 def test_version_is_printed():

@@ -39,6 +39,19 @@ def test_the_prompt_may_come_from_a_file_or_stdin(apr, plain_apr, expected, tmp_
     assert apr("run", plain_apr, "--file", file, "-n", 20)[:2] == (0, expected)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(PROMPT.encode())))
     assert apr("run", plain_apr, "-", "-n", 20)[:2] == (0, expected)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(PROMPT.encode())))
+    assert apr("run", plain_apr, "-n", 20)[:2] == (0, expected)  # a pipe is meant to be read
+    code, out, err = apr("run", plain_apr, "-n", 20)
+    assert (code, out) == (2, "") and "stdin: the prompt is empty" in err
+
+
+def test_nobody_is_waited_for_at_a_terminal_without_a_prompt(apr, plain_apr, monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    code, out, err = apr("run", plain_apr)
+    assert (code, out) == (2, "")
+    assert "prompt: there is none; write it as an argument, --file FILE, or give it on std" in err
 
 
 def test_json_is_one_document_with_text_statistics_and_what_ran(apr, plain_apr, expected):
@@ -125,11 +138,11 @@ def test_a_stop_string_ends_the_text_before_it(apr, plain_apr, expected):
         (["word " * 200], 8, "prompt tokens are too many, the model's context has 128"),
         ([PROMPT, "-n", "500"], 8, "new ones need"),
         ([PROMPT, "-n", "0"], 2, "max_tokens: 0 is less than 1"),
-        ([], 2, "prompt: there is none; write it as an argument, --file FILE, or - for stdin"),
         ([""], 2, "the prompt is empty"),
         (["x", "--file", "y"], 2, "is given twice"),
         (["--file", "no-such-file"], 3, "no-such-file: cannot be read"),
         ([PROMPT, "--temperature", "-1"], 2, "temperature"),
+        ([PROMPT, "--temp", "-1"], 2, "temperature"),
         ([PROMPT, "--top-p", "1.5"], 2, "top_p"),
         ([PROMPT, "--stop", ""], 2, "a stop string is empty"),
         ([PROMPT, "--dtype", "float8"], 2, "float8"),

@@ -176,6 +176,10 @@ def test_a_session_can_be_wound_back_where_its_cache_allows_it(build):
     following.prefill([5, 6, 7])
     assert not following.rewind(2)
     assert following.length == 3
+    assert following.rewind(0)  # nothing is left that angles could be wrong for
+    assert np.array_equal(
+        following.prefill([1, 2]), engines.load(model, device="cpu").logits([1, 2])[-1]
+    )
 
 
 def test_statistics_hold_all_that_is_promised(build):

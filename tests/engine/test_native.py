@@ -10,7 +10,7 @@ from apr import engine as engines
 from apr import native
 from apr.errors import FeatureUnavailable, UsageError
 from apr.formats.opened import OpenedModel
-from apr.tensors import from_torch
+from apr.tensors import from_array, from_torch
 
 if native.unavailable():
     pytest.skip(native.unavailable(), allow_module_level=True)
@@ -183,8 +183,23 @@ def test_what_does_not_go_together_is_an_error_and_never_something_else(build):
     clamped = dataclasses.replace(
         model, architecture=dataclasses.replace(model.architecture, hidden_act="mish")
     )
-    with pytest.raises(FeatureUnavailable, match="no kernel for hidden_act mish; .*--kernels torc"):
-        engines.load(clamped, device="cpu", kernels="native")
+    for kernels in ("native", None):
+        with pytest.raises(FeatureUnavailable, match="hidden_act mish; .*--kernels torch"):
+            engines.load(clamped, device="cpu", kernels=kernels)
+
+
+def test_a_type_without_a_kernel_is_an_error_and_torch_decodes_it_where_it_is_asked_to(build):
+    _, model = build()
+    name = "model.layers.1.mlp.up_proj.weight"
+    wide = from_array(name, model.tensors[name].float32().astype(np.float64))
+    odd = dataclasses.replace(model, tensors={**model.tensors, name: wide})
+    for kernels in (None, "native", SETS[-1]):
+        with pytest.raises(
+            FeatureUnavailable, match=rf"no kernel for F64 \({name}\); .*--kernels torch"
+        ):
+            engines.load(odd, device="cpu", kernels=kernels)
+    asked = engines.load(odd, device="cpu", kernels="torch").logits([1, 2])
+    assert (asked == engines.load(model, device="cpu", kernels="torch").logits([1, 2])).all()
 
 
 def test_a_key_that_is_no_number_is_never_hidden_by_the_softmax(build):

@@ -18,7 +18,7 @@ def naive(text, most):
     for length in range(LONGEST, SHORTEST - 1, -1):
         for end in range(len(text) - 1, length - 1, -1):
             if text[end - length : end] == text[len(text) - length :]:
-                return text[end : end + most]
+                return (text[end:] * most)[:most]
     return []
 
 

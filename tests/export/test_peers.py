@@ -156,7 +156,9 @@ def test_file_types_are_those_of_gguf(name, value):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("peer", ["llama_cpp", "transformers"])
+@pytest.mark.parametrize(
+    "peer", ["llama_cpp", pytest.param("transformers", marks=pytest.mark.slow)]
+)
 def test_the_end_of_a_long_prompt_alone_gives_the_same_logits(peer, tiny_apr, tmp_path):
     pytest.importorskip(peer)
     target = tmp_path / ("m.gguf" if peer == "llama_cpp" else "hf")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from apr import rope
 from apr.architecture import FULL, SLIDING, Architecture
 from apr.model.cache import KVCache
 from apr.model.decoder import Decoder, initialize
-from apr.model.rotary import Rotary, rotate
+from apr.model.rotary import Rotary, cos_sin, rotate
 
 transformers = pytest.importorskip("transformers")
 ORIGINAL = 32
@@ -231,3 +232,13 @@ def test_llama3_is_recognised_by_its_divisors(width, theta, factor, high, origin
         assert rope.divisors(found, theta, width) == pytest.approx(divisors, rel=1e-5)
     assert rope.llama3_from_divisors([d * 1.01 for d in divisors], theta) is None
     assert rope.llama3_from_divisors([1.0] * 8, theta) is None
+
+
+def test_cosines_and_sines_are_rounded_once_and_so_the_same_in_every_process():
+    """torch's of float32 are off by a last bit here and there, elsewhere in other processes."""
+    frequencies = 1e4 ** -(torch.arange(0, 64, 2).float() / 64)
+    positions = torch.arange(4096)
+    angles = (positions.float()[:, None] * frequencies).numpy().astype(np.float64)
+    cos, sin = cos_sin(frequencies, positions)
+    assert (cos[:, :32].numpy() == np.cos(angles).astype(np.float32)).all()
+    assert (sin[:, 32:].numpy() == np.sin(angles).astype(np.float32)).all()

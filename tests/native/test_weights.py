@@ -151,3 +151,27 @@ def test_each_of_a_few_tokens_gets_to_the_bit_what_it_gets_alone(model, name):
         alone = np.concatenate([model.matmul(weight, row[None]) for row in x])
         for tokens in (2, 3, 4, 7, 8):
             assert np.array_equal(model.matmul(weight, x[:tokens]), alone[:tokens]), (rows, tokens)
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *HALVES])
+@pytest.mark.parametrize("bits", [0x7FC00000, 0xFFFFFFFF, 0x7F800001])
+def test_what_is_no_number_is_none_after_any_product(model, name, bits):
+    rng = np.random.default_rng(9)
+    rows, columns = shapes(name)[2]
+    raw = stored(name, rows, columns, rng)
+    weight = add(model, name, rows, columns, raw)
+    for tokens in (1, 4, 9, 33):
+        x = rng.standard_normal((tokens, columns)).astype(np.float32)
+        x.view(np.uint32)[tokens // 2, columns - 1] = bits
+        finite = np.isfinite(model.matmul(weight, x)).any(axis=1)
+        assert list(np.flatnonzero(~finite)) == [tokens // 2], tokens
+    if name == "MXFP4":  # has no scale that is no number
+        return
+    broken = raw.reshape(rows, -1).copy()  # a weight, or the scale of a block, of all ones
+    half = HALVES.get(name, [0])[0]
+    broken[3, half : half + (4 if name == "F32" else 2)] = 0xFF
+    weight = add(model, name, rows, columns, broken.reshape(-1))
+    for tokens in (1, 4, 9, 33):
+        x = rng.uniform(0.5, 1, (tokens, columns)).astype(np.float32)
+        finite = np.isfinite(model.matmul(weight, x)).any(axis=0)
+        assert list(np.flatnonzero(~finite)) == [3], tokens

@@ -31,6 +31,7 @@ def test_a_shape_of_each_family_agrees_with_transformers(case, tmp_path):
     assert native.unavailable() or row.kernels <= parity.OURS
 
 
+@pytest.mark.slow  # two minutes together
 @pytest.mark.exact
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_shape_agrees_with_transformers_and_llama_cpp(case, tmp_path):

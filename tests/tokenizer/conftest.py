@@ -33,13 +33,16 @@ HARD = [
 
 @pytest.fixture(scope="session")
 def published():
-    """The folder of a published tokenizer, by name."""
+    """The folder of a published tokenizer, by name; `published.made(name)` is the tokenizer itself,
+    made once: the largest takes two seconds.
+    """
 
     def folder(name):
         if not (PUBLISHED / name).is_dir():
             pytest.skip("../shared/data/tokenizers is not here")
         return PUBLISHED / name
 
+    folder.made = cache(lambda name: Tokenizer.from_directory(folder(name)))
     return folder
 
 

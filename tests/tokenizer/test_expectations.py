@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from apr import contracts
-from apr.tokenizer import Tokenizer
 from apr.tokenizer.expectations import special_token_problems
 
 
@@ -31,7 +30,7 @@ def test_each_rule_can_fail(rule, change, each):
     ],
 )
 def test_a_published_vocabulary_needs_its_familys_ids(name, bos, eos, pad, published):
-    made = Tokenizer.from_directory(published(name))
+    made = published.made(name)
     sound = replace(made, bos_token_id=bos, eos_token_ids=(eos,), pad_token_id=pad)
     assert special_token_problems(sound) == []
     for change in ({"bos_token_id": 7}, {"eos_token_ids": (7,)}, {"pad_token_id": 7}):

@@ -38,7 +38,7 @@ def test_each_is_recognised_as_trained_and_as_published(name):
 
 @pytest.mark.parametrize(("name", "pre"), [("gpt-2", "gpt-2"), ("qwen2", "qwen2"), ("phi-3", None)])
 def test_published_tokenizers_are_recognised(name, pre, published):
-    assert Tokenizer.from_directory(published(name)).pre_type == pre
+    assert published.made(name).pre_type == pre
 
 
 def test_names_that_split_alike_are_told_apart_by_merges_and_marks(each):

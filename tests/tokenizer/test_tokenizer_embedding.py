@@ -15,9 +15,9 @@ def through_json(metadata):
     return json.loads(text), len(text.encode("utf-8"))
 
 
-@pytest.mark.parametrize("name", ["gpt-2", "qwen2", "phi-3"])
+@pytest.mark.parametrize("name", ["gpt-2", pytest.param("qwen2", marks=pytest.mark.slow), "phi-3"])
 def test_a_published_tokenizer_comes_out_as_it_went_in(name, published, vectors, assert_same):
-    before = Tokenizer.from_directory(published(name))
+    before = published.made(name)
     metadata, size = through_json(before.to_metadata())
     assert size < LIMIT
     after = Tokenizer.from_metadata(metadata)
@@ -25,7 +25,7 @@ def test_a_published_tokenizer_comes_out_as_it_went_in(name, published, vectors,
 
 
 def test_qwen2_with_fillers_takes_a_quarter_of_the_room(published):
-    made = Tokenizer.from_directory(published("qwen2"))
+    made = published.made("qwen2")
     metadata, size = through_json(made.to_metadata(152_064))
     assert len(metadata["tokenizer.vocabulary"]) == 152_064
     print(f"qwen2 metadata: {size:,} bytes")
@@ -76,14 +76,18 @@ def test_merges_of_tokens_that_hold_a_space_come_back(trained, assert_same):
     assert_same(odd, after, ["abc", "a bc"])
 
 
-def test_a_file_of_another_writer_is_rebuilt_from_the_flat_keys(published, vectors):
-    metadata = Tokenizer.from_directory(published("qwen2")).to_metadata()
+@pytest.mark.parametrize(
+    ("name", "special"),
+    [("gpt-2", 50_256), pytest.param("qwen2", 151_644, marks=pytest.mark.slow)],
+)
+def test_a_file_of_another_writer_is_rebuilt_from_the_flat_keys(name, special, published, vectors):
+    metadata = published.made(name).to_metadata()
     for key in ("tokenizer.spec", "tokenizer.layout", "tokenizer.eos_token_ids"):
         metadata.pop(key, None)
     rebuilt = Tokenizer.from_metadata(metadata)
-    for text, ids in vectors("qwen2"):
+    for text, ids in vectors(name):
         assert rebuilt.encode(text) == ids
-    assert rebuilt.is_special(151_644)
+    assert rebuilt.is_special(special)
 
 
 def test_another_writers_file_without_a_known_pre_tokenizer_is_refused(each):

@@ -173,7 +173,7 @@ def test_a_foreign_file_gets_no_key_of_ours(gguf_keys):
 
 @pytest.mark.parametrize("name", ["gpt-2", pytest.param("qwen2", marks=pytest.mark.slow), "phi-3"])
 def test_a_published_folder_goes_through_gguf_whole(name, published, vectors, assert_same):
-    made = Tokenizer.from_directory(published(name))
+    made = published.made(name)
     after = Tokenizer.from_gguf(made.to_gguf(made.vocab_size + 3))
     assert_same(made.resized(made.vocab_size + 3), after, [text for text, _ in vectors(name)])
 
@@ -205,7 +205,7 @@ def test_llama_cpp_decides_some_types_by_text(chatty):
 def test_merges_that_scores_cannot_say_are_refused_with_the_pair(published):
     from dataclasses import replace
 
-    made = Tokenizer.from_directory(published("phi-3"))
+    made = published.made("phi-3")
     merges = list(made.spec["model"]["merges"])
     del merges[100]
     model = {**made.spec["model"], "merges": merges}
@@ -216,7 +216,7 @@ def test_merges_that_scores_cannot_say_are_refused_with_the_pair(published):
 def test_a_normalizer_that_llama_cpp_lacks_is_refused_with_the_text(published):
     from dataclasses import replace
 
-    made = Tokenizer.from_directory(published("phi-3"))
+    made = published.made("phi-3")
     steps = [{"type": "Lowercase"}, *made.spec["normalizer"]["normalizers"]]
     spec = {**made.spec, "normalizer": {"type": "Sequence", "normalizers": steps}}
     odd = replace(made, spec=spec)

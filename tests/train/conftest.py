@@ -39,6 +39,18 @@ def _tiny_preset(monkeypatch):
     monkeypatch.setitem(table, "tiny", TINY)
 
 
+@pytest.fixture
+def pictures():
+    """Ask for it where the loss curve is drawn in truth."""
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request, monkeypatch):
+    """Drawing takes longer than all else of a tiny run."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("apr.train.loop.draw_curve", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
     words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "it"]

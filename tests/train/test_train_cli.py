@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 
-
-def slow(*case):
-    return pytest.param(*case, marks=pytest.mark.slow)
-
+from apr.cli import main
 
 PRESET = ["--preset", "nanogpt-cpu", "--batch-size", "2", "--num-steps", "2", "--threads", "1"]
 
@@ -24,6 +21,18 @@ def apr(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """`here(*arguments)`: the same in this process, in an empty folder: exit code and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["apr"])
+
+    def call(*arguments):
+        return main.run(["pretrain", *arguments]), capsys.readouterr().err
+
+    return call
 
 
 @pytest.fixture
@@ -67,30 +76,29 @@ def test_a_missed_target_is_exit_5_after_everything_is_written(data, tmp_path):
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        slow(["--preset", "1m", "--family", "bert"], 2, ["--family", "qwen3"]),
+        (["--preset", "1m", "--family", "bert"], 2, ["--family", "qwen3"]),
         (["--preset", "7b"], 2, ["--preset", "nanogpt-cpu"]),
-        slow(["--preset", "1m", "--mode", "continue"], 2, ["--init FILE.apr"]),
-        slow(["--preset", "1m", "--lr", "fast"], 2, ["--lr"]),
-        slow(["--preset", "1m", "--config", "missing.yaml"], 3, ["missing.yaml"]),
+        (["--preset", "1m", "--mode", "continue"], 2, ["--init FILE.apr"]),
+        (["--preset", "1m", "--lr", "fast"], 2, ["--lr"]),
+        (["--preset", "1m", "--config", "missing.yaml"], 3, ["missing.yaml"]),
         (["--preset", "1m", "--dtype", "float16"], 2, ["--dtype bfloat16"]),
     ],
     ids=str,
 )
-def test_bad_input_is_one_line_and_its_exit_code(data, tmp_path, args, code, words):
-    done = apr(*data, "--run-dir", "run", *args, cwd=tmp_path)
-    assert done.returncode == code, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_bad_input_is_one_line_and_its_exit_code(data, here, tmp_path, args, code, words):
+    found, err = here(*data, "--run-dir", "run", *args)
+    assert found == code, err
+    assert len(err.strip().splitlines()) == 1
     for word in words:
-        assert word in done.stderr
+        assert word in err
     assert not (tmp_path / "run").exists()
 
 
-def test_cuda_without_cuda_names_both(data, tmp_path):
+def test_cuda_without_cuda_names_both(data, here):
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    args = [*data[:-1], "cuda"]
-    done = apr(*args, "--preset", "1m", "--run-dir", "run", cwd=tmp_path)
-    assert done.returncode == 9
-    assert "cuda was asked for" in done.stderr
+    code, err = here(*data[:-1], "cuda", "--preset", "1m", "--run-dir", "run")
+    assert code == 9
+    assert "cuda was asked for" in err

@@ -57,7 +57,7 @@ RECORD = [
 ]
 
 
-def test_a_run_learns_and_leaves_whole_self_contained_files(config):
+def test_a_run_learns_and_leaves_whole_self_contained_files(config, pictures):
     notes = Notes()
     result = pretrain(config(num_steps=60, steps_per_epoch=20), display=notes)
     run = Path(result.run_dir)
