@@ -34,10 +34,13 @@ if not torch.cuda.is_available():
 print(torch.__version__, torch.cuda.get_device_name(0))
 P
 
-step "GPU tests" timeout 150 "$python" -m pytest -q -p no:cacheprovider -m gpu tests
+step "GPU tests" timeout 180 "$python" -m pytest -q -p no:cacheprovider -m gpu tests
+
+# Decode and prefill of the CUDA kernels, weights made on the GPU: shares of the limits.
+step "CUDA kernels, decode and prefill" timeout 150 "$python" scripts/bench_cuda.py --json "$out/cuda.json"
 
 bench_train() {  # preset, batch, vocabulary
-    timeout 100 "$python" scripts/bench_train.py --device cuda --preset "$1" --batch-size "$2" \
+    timeout 60 "$python" scripts/bench_train.py --device cuda --preset "$1" --batch-size "$2" \
         --vocab "$3" --dtype float32 --dtype bfloat16 --rounds 4 --steps 5 --json \
         > "$out/train-$1.json" && tail -c 600 "$out/train-$1.json"
 }
@@ -56,6 +59,6 @@ pipeline() {  # a real run on the GPU, then qa and bench of what it left
     apr bench "$work/run/model.apr" --device cuda --json > "$out/bench.json" &&
     apr bench "$work/run/model.apr" --device cuda
 }
-step "pretrain, qa, bench on CUDA" timeout 200 bash -c "$(declare -f pipeline apr); python='$python' work='$work' out='$out'; pipeline"
+step "pretrain, qa, bench on CUDA" timeout 150 bash -c "$(declare -f pipeline apr); python='$python' work='$work' out='$out'; pipeline"
 printf '\n%s in %s s; figures in %s\n' "$([ $failed = 0 ] && echo passed || echo FAILED)" "$SECONDS" "$out"
 exit $failed

@@ -17,6 +17,7 @@ FLOORS = [
     {"checkpoint"},
     {"formats"},
     {"model", "native"},
+    {"cuda"},
     {"data", "engine"},
     {"train", "qa", "bench", "export", "inspect", "chat", "eval"},
     {"importing", "diff"},

@@ -69,12 +69,12 @@ Kernels = Annotated[
     str | None,
     typer.Option(
         "--kernels",
-        help="torch, native (the CPU's best), or a set of it: amx, avx512, avx2, portable.",
+        help="torch, native (the CPU's best) or a set of it (amx, avx512, avx2, portable), cuda.",
     ),
 ]
 Cache = Annotated[
     str | None,
-    typer.Option("--cache", help="Keys and values: float32, float16 or int8 (CPU kernels)."),
+    typer.Option("--cache", help="Keys and values: float32, float16 or (CPU) int8."),
 ]
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="CPU threads.")]
 

@@ -7,24 +7,22 @@ Logits come out as float32 numpy arrays whatever the model computes in. All comp
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 import torch
 
-from apr import receipt, rope
+from apr import rope
 from apr.architecture import Architecture
-from apr.device import pick_device, require_memory
+from apr.device import require_memory
 from apr.engine import loop
 from apr.engine.generation import Generation
 from apr.engine.loop import Writing
-from apr.engine.plan import Plan, choose_dtype, stored_types
+from apr.engine.plan import Plan
 from apr.engine.sampling import Sampler, Sampling
 from apr.engine.session import Logits, Session
 from apr.engine.speculation import PromptLookup
 from apr.engine.streaming import TextStream
-from apr.engine.weights import build, needed_bytes
-from apr.errors import AprError, FeatureUnavailable, InferenceError, StrPath, UsageError
+from apr.errors import AprError, FeatureUnavailable, InferenceError
 from apr.formats.opened import OpenedModel
 from apr.model import costs
 from apr.model.cache import CacheRows, KVCache
@@ -32,8 +30,6 @@ from apr.model.decoder import Decoder
 
 if TYPE_CHECKING:
     from apr.tokenizer import Tokenizer
-
-_MOST_THREADS = 1024
 
 
 class Engine:
@@ -302,124 +298,3 @@ class Engine:
                 f"{self.context}",
                 "use a shorter prompt or generate fewer tokens",
             )
-
-
-def check_kernels(
-    kernels: str | None, place: torch.device, dtype: str | None, cache: str | None
-) -> str | None:
-    """None if the CPU kernels are to be tried; else why torch computes ("" where it was asked for).
-
-    Raises:
-        UsageError: what was asked for does not go together.
-        FeatureUnavailable: the kernels that were asked for cannot run here.
-    """
-    if dtype == "auto":
-        dtype = None
-    if cache is not None and cache not in ("float32", "float16", "int8"):
-        raise UsageError("cache", f"{cache!r} is unknown", "there are float32, float16 and int8")
-    if kernels == "torch" or (kernels is None and (place.type != "cpu" or dtype is not None)):
-        if cache is not None:
-            raise UsageError(
-                "cache", f"{cache} was asked for, torch keeps the cache in the model's dtype",
-                "leave it out, or use the CPU kernels",
-            )  # fmt: skip
-        return ""
-    if place.type != "cpu":
-        raise UsageError("kernels", f"{kernels} are for the CPU, the device is {place}")
-    if dtype is not None:
-        raise UsageError(
-            "dtype", f"{dtype} was asked for, the CPU kernels compute on the stored types",
-            "leave --dtype out, or add --kernels torch",
-        )  # fmt: skip
-    if kernels is not None:
-        from apr.native import best_set
-
-        best_set(None if kernels == "native" else kernels)
-    return None
-
-
-def load(
-    model: OpenedModel | StrPath,
-    device: str | None = None,
-    dtype: str | None = None,
-    threads: int | None = None,
-    kernels: str | None = None,
-    cache: str | None = None,
-) -> Engine:
-    """Load an opened model, or the file at a path, for inference.
-
-    Args:
-        model: the model, or a path for `apr.open_model`.
-        device: `cpu`, `cuda`, `cuda:N`; None takes CUDA where it works.
-        dtype: `float32`, `bfloat16`, `float16`; None or `auto` follows `apr.engine.plan`'s rule.
-        threads: CPU threads for all of torch in this process; None leaves the setting.
-        kernels: `torch`; `native` for the best set of CPU kernels, or a set by its name (`amx`,
-            `avx512`, `avx2`, `portable`); None takes the CPU kernels on the CPU where no dtype is
-            asked for, and torch where they were not built; the plan says which.
-        cache: `float32`, `float16` or `int8` for keys and values (CPU kernels); None: as the
-            weights are stored, but no smaller than 16 bits.
-
-    Raises:
-        UsageError, FeatureUnavailable: see `pick_device`, `pick_dtype`, `load_native`; a type that
-            the kernels do not have is an error, PyTorch decodes it where it is asked for by name.
-        ModelLoadError: the tensors are not those that the architecture needs.
-        InferenceError: the weights do not fit.
-        NotFound, InvalidFormat: the path cannot be opened.
-    """
-    if isinstance(model, OpenedModel):
-        opened = model
-    else:
-        from apr.formats import open_model
-
-        opened = open_model(Path(model))
-    if threads is not None:
-        if threads < 1:
-            raise UsageError("--threads", f"{threads} is less than 1", "write 1 or more")
-        if threads > _MOST_THREADS:
-            raise UsageError("--threads", f"{threads} is more than {_MOST_THREADS}", "write fewer")
-        torch.set_num_threads(threads)
-    if dtype == "auto":
-        dtype = None
-    place = pick_device(device)
-    opened.check_tensors()
-    refusal = check_kernels(kernels, place, dtype, cache)
-    if refusal is None:
-        from apr.engine import native
-
-        refusal = native.missing() if kernels is None else ""
-        if not refusal:
-            return native.load_native(
-                opened, None if kernels in (None, "native") else kernels, threads, cache
-            )
-        if cache is not None:
-            raise FeatureUnavailable(
-                "cache", f"{cache} was asked for, only the CPU kernels have it: {refusal}"
-            )
-    chosen, reason = choose_dtype(opened.tensors.values(), place, dtype)
-    reason = "; ".join(part for part in (reason, refusal) if part)
-    require_memory(
-        opened.path,
-        f"its weights in {str(chosen).removeprefix('torch.')} need",
-        needed_bytes(opened, chosen),
-        "use a smaller --dtype or another device, or free memory",
-        place,
-    )
-    decoder, mapped = build(opened, place, chosen)
-    name = str(chosen).removeprefix("torch.")
-    plan = Plan(
-        engine="torch " + torch.__version__,
-        kernels="torch linear + scaled_dot_product_attention",
-        device=str(decoder.lm_head.weight.device),
-        hardware=(
-            torch.cuda.get_device_name(place) if place.type == "cuda" else receipt.cpu_name()
-        ),
-        stored=stored_types(opened.tensors.values()),
-        weights=name,
-        activations=name,
-        cache=name,
-        threads=torch.get_num_threads(),
-        weight_bytes=sum(p.numel() * p.element_size() for p in decoder.parameters()),
-        mapped_bytes=mapped,
-        reason=reason,
-    )
-    return Engine(opened, decoder, plan)

@@ -67,8 +67,7 @@ class Session:
             InferenceError: as `prefill`.
         """
         start = self.length
-        logits = self._engine.run(ids, self._cache)
-        self._ids += ids
+        logits = self._all(ids)
         if len(ids) == 1:
             return logits
         for number, row in enumerate(logits):
@@ -77,6 +76,12 @@ class Session:
                 if not self.rewind(start + number):
                     raise InferenceError("speculation", "the cache cannot be taken back")
                 return np.concatenate([logits[:number], [self.decode(ids[number])]])
+        return logits
+
+    def _all(self, ids: Sequence[int]) -> Logits:
+        """Process further tokens; logits after each of them, `[len, vocab]`."""
+        logits = self._engine.run(ids, self._cache)
+        self._ids += ids
         return logits
 
     def reset(self) -> None:

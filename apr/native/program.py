@@ -22,7 +22,7 @@ from apr.tensors import Tensor
 
 EMBED, PREPARE, MATMUL, GATED, NORM, STORE, ATTEND, ACT, SOFTCAP = range(9)
 EXPERTS, ADD, ABSORB, LATENT, EXPAND = range(9, 14)
-_ACTS = {
+ACTS = {
     "silu": 0,
     "gelu": 1,
     "gelu_new": 2,
@@ -38,7 +38,7 @@ X = 0
 
 def lacking(architecture: Architecture, tensors: Mapping[str, Tensor]) -> str:
     """What of this model the kernels do not compute yet, or ""."""
-    if architecture.hidden_act not in _ACTS:
+    if architecture.hidden_act not in ACTS:
         return f"no kernel for hidden_act {architecture.hidden_act}"
     for name, tensor in tensors.items():
         if len(tensor.shape) == 2 and packed_bytes(tensor.dtype, *tensor.shape) is None:
@@ -266,7 +266,7 @@ class Program:
 
     def _act(self) -> int:
         arch = self.architecture
-        return _ACTS[arch.hidden_act] if arch.swiglu_limit is None else _CLAMPED
+        return ACTS[arch.hidden_act] if arch.swiglu_limit is None else _CLAMPED
 
     def _to_stream(self, name: str, norm: str | None) -> None:
         """A product added to the stream, through a norm where the family has one."""

@@ -1,4 +1,4 @@
-"""The same model on the CPU and on CUDA."""
+"""The same model by PyTorch on the CPU and on CUDA; the CUDA kernels: tests/cuda/test_gpu.py."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ pytestmark = [
 
 def test_logits_on_cuda_equal_those_on_the_cpu(build):
     _, model = build()
-    cpu, cuda = (engines.load(model, device=d) for d in ("cpu", "cuda"))
+    cpu, cuda = (engines.load(model, device=d, kernels="torch") for d in ("cpu", "cuda"))
     assert cuda.plan.device.startswith("cuda")
     ids = [(37 * i + 11) % 300 for i in range(60)]
     assert np.abs(cpu.logits(ids) - cuda.logits(ids)).max() < 1e-4
@@ -24,7 +24,7 @@ def test_logits_on_cuda_equal_those_on_the_cpu(build):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_stored_type_is_what_computes_on_cuda(build, dtype):
     _, model = build(dtype=dtype)
-    cuda = engines.load(model, device="cuda")
+    cuda = engines.load(model, device="cuda", kernels="torch")
     assert cuda.plan.weights == str(dtype).removeprefix("torch.")
     reference = engines.load(model, device="cpu", dtype="float32").logits(range(40))
     scale = np.abs(reference).max()
@@ -33,7 +33,7 @@ def test_the_stored_type_is_what_computes_on_cuda(build, dtype):
 
 def test_a_session_on_cuda_repeats_its_logits_to_the_bit(build):
     _, model = build(dtype=torch.bfloat16)
-    engine = engines.load(model, device="cuda")
+    engine = engines.load(model, device="cuda", kernels="torch")
     runs = []
     for _ in range(2):
         session = engine.session()
