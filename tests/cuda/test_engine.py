@@ -27,6 +27,7 @@ def by_torch(model, prompt):
     return engines.load(model, device="cpu", kernels="torch").logits(prompt)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [

@@ -27,8 +27,13 @@ REFUSED = {
 }  # fmt: skip
 
 
+def slow_but_llama(case):
+    marks = () if case.family == "llama" or case.family in REFUSED else pytest.mark.slow
+    return pytest.param(case, id=case.family, marks=marks)
+
+
 @pytest.mark.usefixtures("large_programs")
-@pytest.mark.parametrize("case", FIRST.values(), ids=lambda case: case.family)
+@pytest.mark.parametrize("case", map(slow_but_llama, FIRST.values()))
 def test_logits_are_those_of_transformers(case, tmp_path):
     model = parity.random_model(case)
     with parity.quiet():
