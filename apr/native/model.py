@@ -91,7 +91,9 @@ class Arena:
 
     def __init__(self, size: int) -> None:
         self.size, self._used = size, 0
-        self._map = mmap.mmap(-1, max(size, mmap.PAGESIZE))
+        # Private: Python's default is memory to share, which Linux gives no large pages by default.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
+        self._map = mmap.mmap(-1, max(size, mmap.PAGESIZE), **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)

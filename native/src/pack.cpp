@@ -20,7 +20,8 @@ std::uint32_t spread(std::uint32_t nibble) {
 
 // The quants of one row of a unit (a block of 256 has 8), four columns at a time: `out` is where
 // row 0 of the unit would begin.
-void put_quants(int type, const std::uint8_t* block, int unit, int row, std::uint8_t* out) {
+template <int type>
+inline void put_quants(const std::uint8_t* block, int unit, int row, std::uint8_t* out) {
     const auto put = [&](int group, std::uint32_t w) { std::memcpy(out + 64 * group + 4 * row, &w, 4); };
     const auto nibbles = [&](const std::uint8_t* q) {  // as they are: column i and i + 16 in a byte
         for (int g = 0; g < 4; ++g) put(g, word(q + 4 * g));
@@ -98,10 +99,9 @@ void six_bits(const std::uint8_t* q, int unit, std::uint8_t* scale, std::uint8_t
     }
 }
 
-}  // namespace
-
-void pack(int type, int rows, int columns, const std::uint8_t* source, int first, int count,
-          std::uint8_t* target) {
+template <int type>
+void pack_as(int rows, int columns, const std::uint8_t* source, int first, int count,
+             std::uint8_t* target) {
     const Layout& l = *layout(type);
     const int units = columns / 32, per_block = l.source_columns / 32;
     const std::size_t row_bytes = (std::size_t)columns / l.source_columns * l.source_bytes;
@@ -120,7 +120,7 @@ void pack(int type, int rows, int columns, const std::uint8_t* source, int first
                 const std::uint8_t* block =
                     source + (16 * b + r) * row_bytes + (std::size_t)(u / per_block) * l.source_bytes;
                 const int unit = u % per_block;
-                put_quants(type, block, unit, r, quants);
+                put_quants<type>(block, unit, r, quants);
                 switch (type) {
                     case Q4_1: case Q5_1: std::memcpy(s + 32 + 2 * r, block + 2, 2); [[fallthrough]];
                     case Q8_0: case Q4_0: case Q5_0: std::memcpy(s + 2 * r, block, 2); break;
@@ -140,6 +140,26 @@ void pack(int type, int rows, int columns, const std::uint8_t* source, int first
                 }
             }
         }
+    }
+}
+
+}  // namespace
+
+void pack(int type, int rows, int columns, const std::uint8_t* source, int first, int count,
+          std::uint8_t* target) {
+    switch (type) {  // outside of all loops
+        case Q4_0: return pack_as<Q4_0>(rows, columns, source, first, count, target);
+        case Q4_1: return pack_as<Q4_1>(rows, columns, source, first, count, target);
+        case Q5_0: return pack_as<Q5_0>(rows, columns, source, first, count, target);
+        case Q5_1: return pack_as<Q5_1>(rows, columns, source, first, count, target);
+        case Q8_0: return pack_as<Q8_0>(rows, columns, source, first, count, target);
+        case Q4_K: return pack_as<Q4_K>(rows, columns, source, first, count, target);
+        case Q5_K: return pack_as<Q5_K>(rows, columns, source, first, count, target);
+        case Q6_K: return pack_as<Q6_K>(rows, columns, source, first, count, target);
+        case TQ1_0: return pack_as<TQ1_0>(rows, columns, source, first, count, target);
+        case TQ2_0: return pack_as<TQ2_0>(rows, columns, source, first, count, target);
+        case MXFP4: return pack_as<MXFP4>(rows, columns, source, first, count, target);
+        default: return;
     }
 }
 
