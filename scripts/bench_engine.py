@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import json
 import os
 import statistics
@@ -148,7 +149,9 @@ def first_token(path: str, threads: int) -> None:
     from apr import engine
     from apr.bench.memory import peak_rss, resident
     from apr.bench.workload import SEED
+    from apr.cli.main import COLLECTIONS
 
+    gc.set_threshold(*COLLECTIONS)  # as in every command of apr
     before = resident()
     started = time.perf_counter()
     loaded = engine.load(path, device="cpu", threads=threads, kernels="native")
