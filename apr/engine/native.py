@@ -184,7 +184,13 @@ class NativeEngine(Engine):
             packed_total += size
             return native.add_weight(tensor.dtype, part.rows, columns, packed)
 
-        program = Program(model.architecture, weight, native.add_vector, model.tensors)
+        def vector(values: npt.NDArray[np.float32]) -> int:
+            # A view of the file's pages would keep the pages around it in memory as well.
+            own = np.array(values, dtype=np.float32)
+            release(values)
+            return native.add_vector(own)
+
+        program = Program(model.architecture, weight, vector, model.tensors)
         ops, widths = program.build()
         self._most = min(_MOST, self.architecture.max_position_embeddings)
         native.set_program(ops, widths, self._most, self.architecture.vocab_size)
