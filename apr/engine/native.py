@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -119,8 +120,9 @@ class NativeEngine(Engine):
         self._tables: tuple[npt.NDArray[np.float32] | None, ...] = (None,) * 4
         self._known = 0  # positions that the tables cover
         self._ready = 0  # those at which a step needs nothing but them
-        self._bases: tuple[int, ...] = (0,) * 4  # where the tables lie
-        self._stride = 0  # bytes of a row
+        # The tables, where they lie, and bytes of a row: one value, so that a step that runs while
+        # another thread lets them grow keeps those that it began with.
+        self._placed: tuple[Any, tuple[int, ...], int] = (None, (0,) * 4, 0)
         started = time.perf_counter()
         self._native = NativeModel(kernels, threads)
         packed = self._load(model)
@@ -294,7 +296,10 @@ class NativeEngine(Engine):
         tables at hand, or the token is none.
         """
         if past < self._ready and 0 <= token < self.architecture.vocab_size:
-            return self._native.step(cache, token, past, self._bases, self._stride)
+            tables, bases, stride = self._placed
+            logits = self._native.step(cache, int(token), past, bases, stride)
+            del tables  # needed until here
+            return logits
         return None
 
     def compute(self, ids: Sequence[int], cache: Cache, past: int, last: int) -> Logits:
@@ -339,10 +344,11 @@ class NativeEngine(Engine):
         if needed > self._known:
             self._known = min(self.context, max(needed, 2 * self._known, 512))
             self._tables = self._angles(0, self._known)
+            bases = tuple(0 if t is None else address(t) for t in self._tables)
+            stride = 0 if self._tables[0] is None else self._tables[0].strides[0]
+            self._placed = (self._tables, bases, stride)
             if self._rotary is None or not self._rotary.forgets:
-                self._ready = self._known
-            self._bases = tuple(0 if t is None else address(t) for t in self._tables)
-            self._stride = 0 if self._tables[0] is None else self._tables[0].strides[0]
+                self._ready = self._known  # last: a step that sees it sees the tables
         return self._tables
 
     def _angles(self, past: int, count: int) -> tuple[npt.NDArray[np.float32] | None, ...]:

@@ -1,6 +1,7 @@
 """The engine on the CPU kernels against the one on torch, which others hold to transformers."""
 
 import dataclasses
+import weakref
 
 import numpy as np
 import pytest
@@ -212,3 +213,23 @@ def test_a_key_that_is_no_number_is_never_hidden_by_the_softmax(build):
         broken = dataclasses.replace(model, tensors=tensors)
         logits = engines.load(broken, device="cpu", kernels=kernels, threads=1).logits([1, 2, 3])
         assert np.isnan(logits).all(), kernels
+
+
+def test_a_step_keeps_the_angles_it_began_with_while_another_thread_lets_them_grow(
+    build, monkeypatch
+):
+    _, model = build(max_position_embeddings=2048)
+    engine = engines.load(model, device="cpu", kernels="native")
+    session, other = engine.session(), engine.session()
+    session.prefill([5, 7])
+    other.prefill([5, 7])
+    expected, step = other.decode(9), engine._native.step
+
+    def grown_meanwhile(*arguments):
+        held = weakref.ref(engine._tables[0])
+        engine._grown(1024)  # what a longer prompt in another thread does
+        assert held() is not None and held() is not engine._tables[0]
+        return step(*arguments)
+
+    monkeypatch.setattr(engine._native, "step", grown_meanwhile)
+    assert np.array_equal(session.decode(9), expected)
